@@ -1,0 +1,45 @@
+"""Collaborative Experts for Towhee: video and text embeddings from expert features.
+
+Loaded by Towhee's hub loader from the operator cache, or installed and imported as the package
+`collaborative_experts`, which also registers the operator with Towhee.
+"""
+
+from .dependencies import check_dependencies
+
+check_dependencies()
+
+# All submodules before the factory: importing the submodule of the same name later would replace it.
+from towhee import register  # noqa: E402
+
+from .collaborative_experts import CollaborativeExperts  # noqa: E402
+from .config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402
+from .embeddings import TextEmbeddings, VideoEmbeddings, similarity  # noqa: E402
+
+__all__ = [
+    "MSRVTT",
+    "CEConfig",
+    "CollaborativeExperts",
+    "ExpertConfig",
+    "TextConfig",
+    "TextEmbeddings",
+    "VideoEmbeddings",
+    "collaborative_experts",
+    "similarity",
+]
+
+
+def collaborative_experts(
+    config: CEConfig | dict | None = None,
+    weights_path: str | None = None,
+    device: str | None = None,
+    modality: str | None = None,
+    output: str = "experts",
+    dtype: str = "float32",
+) -> CollaborativeExperts:
+    """The operator, as the hub calls for it; the arguments are those of `CollaborativeExperts`."""
+    return CollaborativeExperts(config, weights_path, device, modality, output, dtype)
+
+
+if __name__ == "collaborative_experts":
+    # Not when Towhee's loader runs this file: a registered name would hide every version in its cache.
+    register(name="video_text_embedding/collaborative_experts")(CollaborativeExperts)

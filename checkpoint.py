@@ -1,0 +1,179 @@
+"""Weight files <-> named tensors, strict and safe.
+
+Reads safetensors and PyTorch's `.pth`/`.pt`; nothing in a file is ever executed (`weights_only=True`).
+Writes safetensors, with the model's config in its metadata, beside the target and renames it when complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import CEConfig
+
+CONFIG_KEY = "collaborative_experts.config"
+"""Where a safetensors file keeps its config, as JSON, in its metadata."""
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+_DROPPED = ("ce.moe_fc_bottleneck1.", "ce.moe_cg.", "ce.moe_fc_proj.")
+"""Parameters of old models that the published code no longer uses."""
+
+
+def read_weights(path: str | Path) -> MutableMapping[str, Tensor]:
+    """The tensors of a weights file on the CPU, under CENet's names; `pop` gives up what it returns.
+
+    Args:
+        path: `.safetensors`, of which a tensor is mapped into memory when it is asked for; or `.pth`/`.pt`
+            with a state dict (also `{"state_dict": ...}`, also with the `module.` prefix of DataParallel).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another suffix, a damaged file, one that is no state dict, or one that would run code.
+    """
+    path = _existing_file(path)
+    return _MappedTensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+class _MappedTensors(MutableMapping):
+    """The tensors of a safetensors file. Each look-up maps the file anew, so that dropping a tensor gives
+    its memory back at once and loading a model never holds the weights twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _safetensors(path) as file:
+            self._names = dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with _safetensors(self._path) as file:
+            return file.get_tensor(name)
+
+    def __delitem__(self, name: str) -> None:
+        del self._names[name]
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        raise TypeError("a weights file is read only")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_config(path: str | Path) -> CEConfig | None:
+    """The config that a safetensors file carries; None where there is none. Raises as `read_weights`."""
+    path = _existing_file(path)
+    if path.suffix != ".safetensors":
+        return None
+    with _safetensors(path) as file:
+        text = (file.metadata() or {}).get(CONFIG_KEY)
+    try:
+        return None if text is None else CEConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from error
+
+
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError unless names and shapes are exactly the expected ones; lists the first ten of each kind."""
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    reshaped, retyped = [], []
+    for name, tensor in expected.items():
+        shape, dtype = found.get(name, (tuple(tensor.shape), tensor.dtype))
+        if shape != tuple(tensor.shape):
+            reshaped.append(f"{name} (expected {tuple(tensor.shape)}, got {shape})")
+        if tensor.is_floating_point() and not dtype.is_floating_point:
+            retyped.append(f"{name} (expected floats, got {dtype})")
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        for kind, names in (
+            ("missing", missing), ("unexpected", unexpected), ("mis-shaped", reshaped), ("of the wrong type", retyped)
+        )
+        if names
+    ]  # fmt: skip
+    if problems:
+        raise ValueError(
+            f"{source}: these weights are not of this config's model; pass the config they were trained with. "
+            + "; ".join(problems)
+        )
+
+
+def write_weights(path: str | Path, weights: Mapping[str, Tensor], config: CEConfig) -> Path:
+    """Write safetensors with the config inside; complete, or not at all. Returns the path.
+
+    Raises:
+        ValueError: the suffix is not `.safetensors`.
+        FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: weights are written as .safetensors, got the suffix {path.suffix!r}")
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well and is gone otherwise."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _existing_file(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a weights file ({', '.join(SUFFIXES)}), got the suffix {path.suffix!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such weights file")
+    return path
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a complete safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: refused, because it is damaged or would run code when loaded: {error}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a complete PyTorch file: {error}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise ValueError(f"{path}: expected a state dict (names to tensors), got {type(content).__name__}")
+    return _translate(content.items())
+
+
+def _translate(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    named = ((name.removeprefix("module."), tensor) for name, tensor in items)
+    return {name: tensor for name, tensor in named if not name.startswith(_DROPPED)}

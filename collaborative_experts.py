@@ -1,0 +1,270 @@
+"""The Towhee operator: construct, call, export. The only module that knows Towhee's operator API."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from towhee import register
+from towhee.operator import NNOperator, SharedType
+
+from . import checkpoint, inputs
+from .config import MSRVTT, CEConfig
+from .embeddings import Array, TextEmbeddings, VideoEmbeddings, map_arrays
+from .model import CEModel, Modality, initial_state, meta_model
+
+WEIGHTS_DIR = Path(__file__).with_name("weights")
+DEFAULT_WEIGHTS = "msrvtt-train-full-ce.safetensors"
+DTYPES = ("float32",)
+
+
+@register(output_schema=["text_embds", "vid_embds"])
+class CollaborativeExperts(NNOperator):
+    """Text and video embeddings per expert, by Collaborative Experts (arXiv 1907.13487).
+
+    Args:
+        config: a `CEConfig`, or a dict in Towhee's or the short form; None is the authors' MSR-VTT model, or
+            the config inside the weights file.
+        weights_path: `.safetensors`, `.pth` or `.pt`. None takes the file in `weights/` if there is one for
+            this config; else the parameters are seeded initial ones, `pretrained` is False and a warning says so.
+        device: 'cpu', 'cuda', 'cuda:1', ...; None follows the pipeline's placement, else CUDA if there is one.
+        modality: 'video' or 'text' computes and holds that side only; None both.
+        output: 'experts' for a dict {expert: (B, D)}, 'vector' for one joint row per item (B, M * D).
+        dtype: number format of the computation; the embeddings are always float32.
+
+    Raises:
+        TypeError, ValueError: a bad argument, or a weights file that does not fit the config.
+        FileNotFoundError: there is no such weights file.
+
+    One instance may be called from several threads. Nothing that is passed in is written to.
+    """
+
+    def __init__(
+        self,
+        config: CEConfig | Mapping[str, Any] | None = None,
+        weights_path: str | Path | None = None,
+        device: str | torch.device | None = None,
+        modality: Modality = None,
+        output: Literal["experts", "vector"] = "experts",
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__()
+        _check_choice("modality", modality, (None, "video", "text"))
+        _check_choice("output", output, ("experts", "vector"))
+        _check_choice("dtype", dtype, DTYPES)
+        self.modality, self.output, self.dtype = modality, output, dtype
+        self.device = resolve_device(device, self._device_id)
+        if config is not None and not isinstance(config, CEConfig):
+            config = CEConfig.from_dict(config)
+        self.weights_path = Path(weights_path) if weights_path is not None else find_weights(config)
+        if self.weights_path is not None:
+            config = config or checkpoint.read_config(self.weights_path)
+        self.config: CEConfig = config or MSRVTT
+        self.model = self._load_model()
+        if not self.pretrained:
+            warnings.warn(
+                "CollaborativeExperts runs on seeded initial parameters, so its embeddings mean nothing yet: "
+                "pass weights_path, or put the weights file of this config into "
+                f"{WEIGHTS_DIR}",
+                stacklevel=2,
+            )
+
+    @property
+    def pretrained(self) -> bool:
+        """False while the parameters are the seeded initial ones."""
+        return self.weights_path is not None
+
+    @property
+    def shared_type(self) -> SharedType:
+        return SharedType.Shareable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Embed: `(experts, ind, text)`; with modality 'video' `(experts, ind=None)`; with 'text' `(text)`.
+
+        Args:
+            experts: {expert: (B, dim) or (B, N, dim)}; an expert left out, or None, is missing for all.
+            ind: {expert: (B,) of 0/1}; where it is left out, a row with NaN is missing.
+            text: token embeddings (B, W, dim) or (B, K, W, dim).
+
+        Returns:
+            `text_embds, vid_embds`, or the one of the chosen side: dicts {expert: (B, D)} ((B, K, D) for K > 1
+            captions), or with output='vector' (B, M * D). A single item comes without the batch axis. NumPy
+            for NumPy or lists, else torch on the operator's device.
+
+        Raises:
+            TypeError, ValueError: before any computation; naming argument, expert and rows, expected and found.
+        """
+        embed = {None: self._embed_pairs, "video": self._embed_video, "text": self._embed_text}[self.modality]
+        signature = inspect.signature(embed)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"an operator with modality={self.modality!r} takes ({', '.join(signature.parameters)}): {error}"
+            ) from None
+        return embed(*args, **kwargs)
+
+    def encode_video(self, experts: Mapping[str, Any], ind: Mapping[str, Any] | None = None) -> VideoEmbeddings:
+        """Embeddings and availability of B videos; arguments, array types and errors as in a call."""
+        self._check_holds("video")
+        return self._encode_video(inputs.clean_video(experts, ind, self.config, self.device))
+
+    def encode_text(self, text: Any) -> TextEmbeddings:
+        """Embeddings and expert weights of T texts ((B, K, W, dim) gives T = B * K, a video's side by side)."""
+        self._check_holds("text")
+        return self._encode_text(inputs.clean_text(text, self.config, self.device))
+
+    def save_weights(self, path: str | Path) -> Path:
+        """Write all weights, of both sides, and the config as one `.safetensors`; returns the path."""
+        return checkpoint.write_weights(path, self._open_weights(), self.config)
+
+    def save_model(self, format: str = "safetensors", path: str | Path | None = None) -> Path:  # noqa: A002, Towhee's name
+        """Towhee's export: 'safetensors' (as `save_weights`) or 'pytorch' (a state dict for `towhee.models`).
+
+        Without `path`, a file `saved/<format>/collaborative_experts.*` in the working directory.
+        """
+        _check_choice("format", format, self.supported_formats)
+        suffix = ".safetensors" if format == "safetensors" else ".pth"
+        if path is None:
+            path = Path("saved", format, "collaborative_experts" + suffix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if format == "safetensors":
+            return self.save_weights(path)
+        with checkpoint.replacing(Path(path)) as temporary:
+            torch.save(dict(self._open_weights()), temporary)
+        return Path(path)
+
+    @property
+    def supported_formats(self) -> list[str]:
+        return ["safetensors", "pytorch"]
+
+    @staticmethod
+    def supported_model_names() -> list[str]:
+        """Models that load without a config: the default one."""
+        return [DEFAULT_WEIGHTS.removesuffix(".safetensors")]
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _embed_pairs(self, experts: Any, ind: Any, text: Any) -> tuple[Any, Any]:
+        video = inputs.clean_video(experts, ind, self.config, self.device)
+        captions = inputs.clean_text(text, self.config, self.device)
+        if captions.batch_shape[:1] != (() if video.single else (len(video.available),)):
+            raise ValueError(
+                f"text: expected captions for {'one video' if video.single else f'{len(video.available)} videos'}, got "
+                f"{'one caption' if not captions.batch_shape else f'{captions.batch_shape[0]} rows'}; encode_text and "
+                "encode_video take different numbers"
+            )
+        return self._finish_text(captions), self._finish_video(video)
+
+    def _embed_video(self, experts: Any, ind: Any = None) -> Any:
+        return self._finish_video(inputs.clean_video(experts, ind, self.config, self.device))
+
+    def _embed_text(self, text: Any) -> Any:
+        return self._finish_text(inputs.clean_text(text, self.config, self.device))
+
+    def _finish_video(self, video: inputs.VideoInput) -> Any:
+        embeddings = self._encode_video(video)
+        return embeddings.joint() if self.output == "vector" else embeddings.embds
+
+    def _finish_text(self, captions: inputs.TextInput) -> Any:
+        embeddings = self._encode_text(captions)
+        if len(captions.batch_shape) == 2 and captions.batch_shape[1] > 1:
+            if self.output == "vector":
+                return embeddings.joint().reshape(*captions.batch_shape, -1)
+            return {name: embd.reshape(*captions.batch_shape, -1) for name, embd in embeddings.embds.items()}
+        return embeddings.joint() if self.output == "vector" else embeddings.embds
+
+    def _encode_video(self, video: inputs.VideoInput) -> VideoEmbeddings:
+        with torch.inference_mode():
+            embds = self.model.encode_video(video.features, video.available)
+        convert = _converter(video.numpy, video.single)
+        return VideoEmbeddings(map_arrays(convert, embds), convert(video.available))
+
+    def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
+        with torch.inference_mode():
+            embds, weights = self.model.encode_text(captions.tokens)
+        convert = _converter(captions.numpy, single=not captions.batch_shape)
+        return TextEmbeddings(map_arrays(convert, embds), convert(weights))
+
+    def _check_holds(self, side: str) -> None:
+        if self.modality not in (None, side):
+            raise ValueError(f"this operator holds the {self.modality} side only (modality={self.modality!r})")
+
+    def _open_weights(self) -> MutableMapping[str, Tensor]:
+        """All weights of both sides under CENet's names, from where they come, checked."""
+        if self.weights_path is None:
+            return initial_state(self.config)
+        weights = checkpoint.read_weights(self.weights_path)
+        checkpoint.check_weights(weights, meta_model(self.config).state_dict(), str(self.weights_path))
+        return weights
+
+    def _load_model(self) -> CEModel:
+        model = meta_model(self.config, self.modality)
+        weights = self._open_weights() if self.pretrained else initial_state(self.config, self.modality)
+        # Copies, because the file may change or vanish while the operator runs.
+        state = {name: weights.pop(name).to(meta.dtype, copy=True) for name, meta in model.state_dict().items()}
+        # Not strict: the names are checked, and load_state_dict trips over those with a dot in an expert.
+        model.load_state_dict(state, strict=False, assign=True)
+        return model.requires_grad_(False).to(self.device)
+
+
+def resolve_device(device: str | torch.device | None, placement: int = -1) -> torch.device:
+    """The device to run on: what the caller says, else the pipeline's GPU number, else CUDA if there is one.
+
+    Raises:
+        TypeError, ValueError: no such kind of device, or a GPU that this machine does not have.
+    """
+    if device is None:
+        device = f"cuda:{placement}" if placement >= 0 else "cuda" if torch.cuda.is_available() else "cpu"
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got '{device}'")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(
+            f"device: '{device}' asked for, but PyTorch finds {count} CUDA device(s) here; use device='cpu'"
+        )
+    return device
+
+
+def find_weights(config: CEConfig | None, folder: Path = WEIGHTS_DIR) -> Path | None:
+    """The file in `folder` whose config is `config` (any, for None); None if there is none.
+
+    A file without a config of its own counts as the default model.
+
+    Raises:
+        ValueError: several fit, and none is the default model's.
+    """
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in checkpoint.SUFFIXES]
+    fitting = [path for path in files if config is None or (checkpoint.read_config(path) or MSRVTT) == config]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    if folder / DEFAULT_WEIGHTS in fitting:
+        return folder / DEFAULT_WEIGHTS
+    raise ValueError(
+        f"weights_path: {folder} holds several files that fit ({', '.join(path.name for path in fitting)}); name one"
+    )
+
+
+def _converter(numpy: bool, single: bool) -> Callable[[Tensor], Array]:
+    def convert(x: Tensor) -> Array:
+        x = x[0] if single else x
+        # A clone made outside inference mode is an ordinary tensor, fit for autograd.
+        return x.cpu().numpy() if numpy else x.clone()
+
+    return convert
+
+
+def _check_choice(name: str, value: object, choices: tuple | list) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,136 @@
+"""CENet's modules for a `CEConfig`, with CENet's parameter names and its two sides separately callable.
+
+The layers are `towhee.models.collaborative_experts`'; what is new is only how they are put together, so
+that a state dict of CENet's loads as it is while what stands in a caller's way is gone: experts of any
+name and number, one side without the other, and no `drop_nans`, which writes into the caller's tensors.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from towhee.models.collaborative_experts import CEModule, NetVLAD
+
+from .config import CEConfig
+
+Modality = Literal["video", "text"] | None
+"""The side that is held and computed; None is both."""
+
+_SIDES = {
+    "video": ("video_dim_reduce", "dim_reduce", "g_reason_1", "g_reason_unshared_weights", "g_reason_shared",
+              "h_reason", "video_GU"),
+    "text": ("moe_fc", "text_GU"),
+}  # fmt: skip
+"""The children of CEModule that each side uses."""
+
+
+class CEModel(nn.Module):
+    """Collaborative Experts in evaluation mode; clean tensors in, embeddings out (inputs.py cleans).
+
+    The state dict has the names and shapes of CENet's; with `modality`, of that side only.
+    """
+
+    def __init__(self, config: CEConfig, modality: Modality = None) -> None:
+        super().__init__()
+        self.config = config
+        self.ce = _ce_module(config)
+        if modality != "text":
+            # nn.ModuleDict refuses names such as "audio.vggish" and "keys"; a bare container does not.
+            self.pooling = nn.Module()
+            for expert in config.experts:
+                if expert.variable:
+                    self.pooling._modules[expert.name] = NetVLAD(expert.clusters, expert.dim)
+        if modality != "video":
+            self.text_pooling = NetVLAD(config.text.clusters, config.text.dim, config.text.ghost_clusters)
+        if modality is not None:
+            for name in _SIDES["text" if modality == "video" else "video"]:
+                if hasattr(self.ce, name):
+                    delattr(self.ce, name)
+        self.eval()
+
+    def encode_video(self, features: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
+        """Features (B, dim) or (B, N, dim) of every expert, 0 where missing; available (B, M) bool -> (B, D) each."""
+        pooled = OrderedDict(
+            (expert.name, self.pooling._modules[expert.name](features[expert.name]) if expert.variable
+             else features[expert.name])
+            for expert in self.config.experts
+        )  # fmt: skip
+        ind = dict(zip(pooled, available.to(next(iter(pooled.values())).dtype).unbind(1), strict=True))
+        embds = self.ce(None, pooled, ind, None)["embeddings"]
+        if "star" in self.config.use_ce:
+            # CENet averages the available experts here, 0/0 where there is none.
+            nothing = ~available.any(1, keepdim=True)
+            embds = {name: embd.masked_fill(nothing, 0) for name, embd in embds.items()}
+        return dict(embds)
+
+    def encode_text(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Token embeddings (T, W, dim) -> embeddings (T, D) per expert, expert weights (T, M) that sum to 1."""
+        pooled = self.text_pooling(tokens)
+        embds = {name: unit(pooled) for name, unit in zip(self.config.expert_names, self.ce.text_GU, strict=True)}
+        if self.config.freeze_weights:
+            return embds, pooled.new_full((len(pooled), len(embds)), 1 / len(embds))
+        return embds, self.ce.moe_fc(pooled).softmax(dim=1)
+
+
+def _ce_module(config: CEConfig) -> CEModule:
+    ce = CEModule(
+        task="retrieval",
+        expert_dims={expert.name: (expert.pooled_dim, config.output_dims[expert.name]) for expert in config.experts},
+        text_dim=config.text.pooled_dim,
+        same_dim=config.shared_dim,
+        use_ce=config.use_ce,
+        mimic_ce_dims=config.mimic_ce_dims,
+        include_self=config.include_self,
+        use_mish=config.use_mish,
+        use_bn_reason=config.use_bn_reason,
+        num_g_layers=config.num_g_layers,
+        num_h_layers=config.num_h_layers,
+        freeze_weights=config.freeze_weights,
+        keep_missing_modalities=config.keep_missing_modalities,
+        trn_config={},
+        trn_cat=0,
+        random_feats=set(),
+        vlad_feat_sizes={},
+        disable_nan_checks=True,
+        test_caption_mode="indep",
+        concat_experts=False,
+        concat_mix_experts=False,
+        l2renorm=False,
+        num_classes=None,
+        verbose=False,
+    )
+    # CENet's own name for a forward pass of the video side that returns before the scores.
+    ce.task = "compute_video_embeddings"
+    return ce
+
+
+def meta_model(config: CEConfig, modality: Modality = None) -> CEModel:
+    """The model without storage: names and shapes to check a file against, and a place to assign tensors to."""
+    with torch.device("meta"):
+        return CEModel(config, modality)
+
+
+def initial_state(config: CEConfig, modality: Modality = None, seed: int = 0) -> dict[str, Tensor]:
+    """CENet's initial distribution, each layer from a seed of its own.
+
+    A layer's values depend on its name and `seed` alone, so that an operator of one side holds the same
+    numbers as one of both, on every machine. The global random state is left as it was.
+    """
+    model = meta_model(config, modality)
+    with torch.random.fork_rng(devices=[]):
+        for name, module in model.named_modules():
+            if not any(True for _ in module.parameters(recurse=False)):
+                continue
+            torch.manual_seed(seed + zlib.crc32(name.encode()))
+            if isinstance(module, NetVLAD):
+                fresh = NetVLAD(module.cluster_size, module.feature_size, module.ghost_clusters)
+                module.clusters, module.clusters2 = fresh.clusters, fresh.clusters2
+            else:
+                module.to_empty(device="cpu", recurse=False)
+                module.reset_parameters()
+    return model.state_dict()

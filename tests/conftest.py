@@ -1,0 +1,47 @@
+"""Operators that many tests share; the 183 M-parameter default model is built once."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from reference import SMALL, cenet
+
+from collaborative_experts import CollaborativeExperts
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root():
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def save_cenet(tmp_path_factory):
+    """A CENet's weights as a file: save_cenet(model) -> path."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def save(model, name=None):
+        path = folder / (name or f"{id(model)}.pth")
+        torch.save(model.state_dict(), path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def small_weights(save_cenet):
+    return save_cenet(cenet(SMALL), "small.pth")
+
+
+@pytest.fixture(scope="session")
+def small_op(small_weights):
+    return CollaborativeExperts(SMALL, small_weights, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def default_op():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CollaborativeExperts(device="cpu")
