@@ -200,7 +200,7 @@ def _join_captions(text: Any, dim: int) -> tuple[Any, int]:
     if not isinstance(text, list | tuple):
         if text.shape[1] == 0:
             raise ValueError(f"text: expected (B, K, W, {dim}) with K >= 1, got {tuple(text.shape)}")
-        return text.reshape(-1, *text.shape[2:]) if text.shape[0] else text.reshape(0, *text.shape[2:]), text.shape[1]
+        return text.reshape(text.shape[0] * text.shape[1], *text.shape[2:]), text.shape[1]
     counts = [len(captions) if captions is not None else 0 for captions in text]
     wrong = [row for row, count in enumerate(counts) if count != counts[0] or count == 0]
     if wrong:

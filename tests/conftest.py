@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import SMALL, cenet
 
 from collaborative_experts import CollaborativeExperts
+from reference import SMALL, cenet
 
 ROOT = Path(__file__).resolve().parents[1]
 
