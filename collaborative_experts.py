@@ -16,11 +16,11 @@ from towhee.operator import NNOperator, SharedType
 from . import checkpoint, inputs
 from .config import MSRVTT, CEConfig
 from .embeddings import Array, TextEmbeddings, VideoEmbeddings, map_arrays
+from .engine import Engine, check_dtype, supports
 from .model import CEModel, Modality, initial_state, meta_model
 
 WEIGHTS_DIR = Path(__file__).with_name("weights")
 DEFAULT_WEIGHTS = "msrvtt-train-full-ce.safetensors"
-DTYPES = ("float32",)
 
 
 @register(output_schema=["text_embds", "vid_embds"])
@@ -35,7 +35,8 @@ class CollaborativeExperts(NNOperator):
         device: 'cpu', 'cuda', 'cuda:1', ...; None follows the pipeline's placement, else CUDA if there is one.
         modality: 'video' or 'text' computes and holds that side only; None both.
         output: 'experts' for a dict {expert: (B, D)}, 'vector' for one joint row per item (B, M * D).
-        dtype: number format of the computation; the embeddings are always float32.
+        dtype: number format of the computation: 'float32', 'bfloat16', 'float16' (CUDA), or 'int8' (the text
+            layers, on CPU, for single queries). The embeddings are always float32.
 
     Raises:
         TypeError, ValueError: a bad argument, or a weights file that does not fit the config.
@@ -56,7 +57,6 @@ class CollaborativeExperts(NNOperator):
         super().__init__()
         _check_choice("modality", modality, (None, "video", "text"))
         _check_choice("output", output, ("experts", "vector"))
-        _check_choice("dtype", dtype, DTYPES)
         self.modality, self.output, self.dtype = modality, output, dtype
         self.device = resolve_device(device, self._device_id)
         if config is not None and not isinstance(config, CEConfig):
@@ -65,6 +65,7 @@ class CollaborativeExperts(NNOperator):
         if self.weights_path is not None:
             config = config or checkpoint.read_config(self.weights_path)
         self.config: CEConfig = config or MSRVTT
+        check_dtype(self.config, dtype, self.device)
         self.model = self._load_model()
         if not self.pretrained:
             warnings.warn(
@@ -196,16 +197,18 @@ class CollaborativeExperts(NNOperator):
             raise ValueError(f"this operator holds the {self.modality} side only (modality={self.modality!r})")
 
     def _open_weights(self) -> MutableMapping[str, Tensor]:
-        """All weights of both sides under CENet's names, from where they come, checked."""
+        """All weights under CENet's names, from where they come, checked."""
         if self.weights_path is None:
             return initial_state(self.config)
         weights = checkpoint.read_weights(self.weights_path)
         checkpoint.check_weights(weights, meta_model(self.config).state_dict(), str(self.weights_path))
         return weights
 
-    def _load_model(self) -> CEModel:
-        model = meta_model(self.config, self.modality)
+    def _load_model(self) -> Engine | CEModel:
         weights = self._open_weights() if self.pretrained else initial_state(self.config, self.modality)
+        if supports(self.config):
+            return Engine(self.config, weights, self.modality, self.device, self.dtype)
+        model = meta_model(self.config, self.modality)
         # Copies, because the file may change or vanish while the operator runs.
         state = {name: weights.pop(name).to(meta.dtype, copy=True) for name, meta in model.state_dict().items()}
         # Not strict: the names are checked, and load_state_dict trips over those with a dot in an expert.

@@ -17,7 +17,8 @@ from towhee.runtime.runtime_conf import set_runtime_config
 import collaborative_experts as package
 from collaborative_experts import CollaborativeExperts, similarity
 from collaborative_experts.collaborative_experts import DEFAULT_WEIGHTS, find_weights, resolve_device
-from reference import SMALL, largest_difference, random_inputs
+from collaborative_experts.model import initial_state
+from reference import SMALL, cenet, largest_difference, random_inputs
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -36,7 +37,8 @@ def test_arguments_in_the_hubs_order(small_weights):
     [
         ({"modality": "audio"}, "modality: expected one of None, 'video', 'text', got 'audio'"),
         ({"output": "dict"}, "output: expected one of 'experts', 'vector', got 'dict'"),
-        ({"dtype": "float8"}, "dtype: expected one of 'float32'"),
+        ({"dtype": "float8"}, "dtype: expected one of 'float32', 'bfloat16', 'float16', 'int8', got 'float8'"),
+        ({"dtype": "float16", "device": "cpu"}, "dtype: 'float16' is not for cpu; use 'float32' or 'bfloat16'"),
         ({"device": "gpu"}, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         ({"device": "meta"}, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'meta'"),
     ],
@@ -122,14 +124,12 @@ def test_unpretrained_is_seeded_and_warned_of_once():
 
 
 def test_initial_parameters_have_cenets_distribution():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        op = CollaborativeExperts(device="cpu", modality="video")
-    reference = torch.nn.Linear(1024, 768)
-    ours = op.model.ce.video_dim_reduce[0].fc
-    assert abs(ours.weight.std() / reference.weight.std() - 1) < 0.01
-    assert ours.weight.abs().max() <= 1024**-0.5
-    assert abs(op.model.pooling.ocr.clusters.std() * 300**0.5 - 1) < 0.05
+    state, reference = initial_state(SMALL), cenet(SMALL).state_dict()
+    assert {name: x.shape for name, x in state.items()} == {name: x.shape for name, x in reference.items()}
+    weight = state["ce.video_dim_reduce.3.fc.weight"]
+    assert weight.abs().max() <= 900**-0.5
+    assert abs(weight.std() / reference["ce.video_dim_reduce.3.fc.weight"].std() - 1) < 0.02
+    assert abs(state["pooling.ocr.clusters"].std() * 300**0.5 - 1) < 0.1
 
 
 def test_the_weights_folder(small_op, tmp_path):
@@ -158,9 +158,12 @@ def test_one_side_alone(small_op, small_weights):
     assert largest_difference(video(experts, ind), vid_embds) < 1e-6
     assert largest_difference(video(experts=experts), vid_embds) < 1e-6
     assert largest_difference(captions(text), text_embds) < 1e-6
-    both = set(small_op.model.state_dict())
-    assert set(video.model.state_dict()) | set(captions.model.state_dict()) == both
-    assert not set(video.model.state_dict()) & set(captions.model.state_dict())
+
+
+def test_each_side_holds_its_own_weights_only():
+    both, video, text = (set(initial_state(SMALL, side)) for side in (None, "video", "text"))
+    assert video | text == both
+    assert not video & text
 
 
 def test_vector_output_is_the_joint_embedding(small_weights):

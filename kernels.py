@@ -1,0 +1,117 @@
+"""The pieces of arithmetic that the engine is made of, each in its fastest public form.
+
+Everything here is for evaluation: a BatchNorm is an affine map there, and `Parameters` folds it into the
+linear layer before it. What was measured and what was not taken is in benchmarks/NOTES.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-12
+"""F.normalize's, which CENet uses: shorter vectors are not stretched."""
+
+Layer = Callable[[Tensor], Tensor]
+"""(rows, in) -> (rows, out)"""
+
+
+def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> Layer:
+    """x -> x W^T + b with weights kept in the layout that the device multiplies fastest.
+
+    On CPU that is oneDNN's blocked layout: PyTorch's own float32 product goes to MKL, which is slower.
+    """
+    # Copies: the tensors may be a view of a file that changes or vanishes while the operator runs.
+    bias = None if bias is None else bias.to(device, dtype, copy=True)
+    weight = weight.to(device, dtype, copy=True)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return lambda x: F.linear(x, weight, bias)
+    blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
+
+
+def int8_linear(weight: Tensor, bias: Tensor) -> Layer:
+    """x -> x W^T + b with PyTorch's int8 kernels on CPU: weights per output row, activations as they come."""
+    scales = weight.abs().amax(1).clamp_min(EPSILON).double() / 127
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    quantised = torch.quantize_per_channel(weight, scales, zeros, axis=0, dtype=torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(quantised, bias.clone())
+    # With reduce_range the sums of older processors' int8 products cannot overflow.
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, True)
+
+
+def negated_mish(minus_x: Tensor) -> Tensor:
+    """-x -> mish(x) = x tanh(softplus(x)), in a fifth of F.mish's time; its argument is used up.
+
+    With q = sigmoid(-x), tanh(log(1 + e^x)) = 2 / (1 + q^2) - 1. The minus sign costs nothing: it is folded
+    into the layer that computes x.
+    """
+    q = torch.sigmoid(minus_x)
+    denominator = torch.addcmul(q.new_ones(()), q, q, out=q)
+    return torch.addcdiv(minus_x, minus_x, denominator, value=-2, out=minus_x)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Rows of length 1, in place."""
+    return x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(EPSILON))
+
+
+class Parameters:
+    """CENet's parameters by name, folded and packed as they are taken; each is given up when it is read."""
+
+    def __init__(self, weights: MutableMapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+        self._weights = weights
+        self.dtype, self.device = dtype, device
+
+    def take(self, name: str) -> Tensor:
+        """A float32 tensor on the CPU, not to be kept: it may be a view of a file."""
+        return self._weights.pop(name).to(torch.float32)
+
+    def batch_norm(self, name: str) -> tuple[Tensor, Tensor]:
+        """Scale and shift of a BatchNorm in evaluation mode, its epsilon being PyTorch's default."""
+        weight, bias, mean, var = (
+            self.take(f"{name}.{key}").double() for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = weight / torch.sqrt(var + 1e-5)
+        return scale.float(), (bias - mean * scale).float()
+
+    def linear(self, name: str, tokens: int = 1) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a linear layer; its input is a NetVLAD of `tokens` clusters, see `Pooling`."""
+        weight = self.take(f"{name}.weight")
+        if tokens > 1:
+            weight = weight.unflatten(1, (-1, tokens)).transpose(1, 2).flatten(1)
+        return weight, self.take(f"{name}.bias")
+
+    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Layer:
+        return packed_linear(weight, bias, self.dtype, self.device)
+
+    def keep(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype, copy=True)
+
+
+class Pooling:
+    """NetVLAD (Arandjelovic et al., arXiv 1511.07247, as CENet has it): a token sequence to one vector.
+
+    The vector is laid out (clusters, dim), not (dim, clusters) as CENet's, which saves a transposition of
+    every batch; the layer that reads it has its columns in the same order (`Parameters.linear`).
+    """
+
+    def __init__(self, parameters: Parameters, name: str, clusters: int) -> None:
+        scale, shift = parameters.batch_norm(f"{name}.batch_norm")
+        self._assign = parameters.pack((parameters.take(f"{name}.clusters") * scale).T, shift)
+        self._centres = parameters.keep(parameters.take(f"{name}.clusters2")[0].T.contiguous())
+        self._clusters = clusters
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, clusters * dim), L2-normalised per cluster and in whole."""
+        assignment = self._assign(tokens.flatten(0, 1)).softmax(dim=1)[:, : self._clusters]  # without the ghosts
+        assignment = assignment.unflatten(0, tokens.shape[:2])  # (B, N, K)
+        vlad = torch.bmm(assignment.transpose(1, 2), tokens)  # (B, K, dim)
+        vlad.addcmul_(assignment.sum(1).unsqueeze(2), self._centres, value=-1)
+        lengths = torch.linalg.vector_norm(vlad, dim=2)
+        clamped = lengths.clamp_min(EPSILON)
+        whole = torch.linalg.vector_norm(lengths / clamped, dim=1, keepdim=True).clamp_min_(EPSILON)
+        return vlad.div_((clamped * whole).unsqueeze(2)).flatten(1)
