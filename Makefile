@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/code_example.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+if not __package__:
+    raise ImportError(
+        "this file was imported in place of its package, because Python was started inside the operator's folder; "
+        "start it elsewhere (after: pip install -e .)"
+    )
+
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
@@ -19,7 +25,7 @@ from .embeddings import Array, TextEmbeddings, VideoEmbeddings, map_arrays
 from .engine import Engine, check_dtype, supports
 from .model import CEModel, Modality, initial_state, meta_model
 
-WEIGHTS_DIR = Path(__file__).with_name("weights")
+WEIGHTS_DIR = Path(__file__).resolve().with_name("weights")
 DEFAULT_WEIGHTS = "msrvtt-train-full-ce.safetensors"
 
 
@@ -69,10 +75,9 @@ class CollaborativeExperts(NNOperator):
         self.model = self._load_model()
         if not self.pretrained:
             warnings.warn(
-                "CollaborativeExperts runs on seeded initial parameters, so its embeddings mean nothing yet: "
-                "pass weights_path, or put the weights file of this config into "
-                f"{WEIGHTS_DIR}",
-                stacklevel=2,
+                "CollaborativeExperts runs on seeded initial parameters, so its embeddings mean nothing yet. "
+                f"Pass weights_path=..., or get the published MSR-VTT model with: python {WEIGHTS_DIR / 'fetch.py'}",
+                stacklevel=3,
             )
 
     @property
@@ -180,14 +185,16 @@ class CollaborativeExperts(NNOperator):
             return {name: embd.reshape(*captions.batch_shape, -1) for name, embd in embeddings.embds.items()}
         return embeddings.joint() if self.output == "vector" else embeddings.embds
 
+    # no_grad, not inference_mode: what comes back is to be an ordinary tensor, on which a head can be trained.
+
     def _encode_video(self, video: inputs.VideoInput) -> VideoEmbeddings:
-        with torch.inference_mode():
+        with torch.no_grad():
             embds = self.model.encode_video(video.features, video.available)
         convert = _converter(video.numpy, video.single)
         return VideoEmbeddings(map_arrays(convert, embds), convert(video.available))
 
     def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
-        with torch.inference_mode():
+        with torch.no_grad():
             embds, weights = self.model.encode_text(captions.tokens)
         convert = _converter(captions.numpy, single=not captions.batch_shape)
         return TextEmbeddings(map_arrays(convert, embds), convert(weights))
@@ -262,8 +269,7 @@ def find_weights(config: CEConfig | None, folder: Path = WEIGHTS_DIR) -> Path | 
 def _converter(numpy: bool, single: bool) -> Callable[[Tensor], Array]:
     def convert(x: Tensor) -> Array:
         x = x[0] if single else x
-        # A clone made outside inference mode is an ordinary tensor, fit for autograd.
-        return x.cpu().numpy() if numpy else x.clone()
+        return x.cpu().numpy() if numpy else x
 
     return convert
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import CEConfig
-from .kernels import Layer, Parameters, Pooling, int8_linear, negated_mish, normalise
+from .kernels import Parameters, Pooling, int8_linear, negated_mish, normalise
 from .model import Modality
 
 CHUNK = 256
@@ -239,13 +239,7 @@ class TextEngine:
         clusters = config.text.clusters
         self._pool = Pooling(parameters, "text_pooling", clusters)
         self._weigh = parameters.pack(*parameters.linear("ce.moe_fc", tokens=clusters))
-        self._experts: list[tuple[Layer, Layer]] = []
-        for i in range(len(config.experts)):
-            first = parameters.linear(f"ce.text_GU.{i}.fc", tokens=clusters)
-            weight, bias = parameters.linear(f"ce.text_GU.{i}.cg.fc")
-            scale, shift = parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm")
-            gate = parameters.pack(weight * scale[:, None], bias * scale + shift)
-            self._experts.append((int8_linear(*first) if int8 else parameters.pack(*first), gate))
+        self._experts = [_TextExpert(i, clusters, parameters, int8) for i in range(len(config.experts))]
 
     def __call__(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """(T, W, dim) -> {expert: (T, D)} and expert weights (T, M), both float32."""
@@ -256,10 +250,24 @@ class TextEngine:
             pooled = self._pool(tokens[rows].to(self._dtype))
             if not self._config.freeze_weights:
                 weights[rows] = self._weigh(pooled).float().softmax(dim=1)
-            for embd, (first, gate) in zip(embds.values(), self._experts, strict=True):
-                y = first(pooled)
-                embd[rows] = normalise(gate(y).sigmoid_().mul_(y).float())
+            for embd, expert in zip(embds.values(), self._experts, strict=True):
+                embd[rows] = expert(pooled)
         return embds, weights
+
+
+class _TextExpert:
+    """The gated embedding unit of one expert (paper, eq. 6): pooled text (T, pooled_dim) -> (T, D) float32."""
+
+    def __init__(self, i: int, clusters: int, parameters: Parameters, int8: bool) -> None:
+        pack = int8_linear if int8 else parameters.pack
+        self._first = pack(*parameters.linear(f"ce.text_GU.{i}.fc", tokens=clusters))
+        weight, bias = parameters.linear(f"ce.text_GU.{i}.cg.fc")
+        scale, shift = parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm")
+        self._gate = parameters.pack(weight * scale[:, None], bias * scale + shift)
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        y = self._first(pooled)
+        return normalise(self._gate(y).sigmoid_().mul_(y).float())
 
 
 def _even_slices(size: int, most: int) -> Iterator[slice]:

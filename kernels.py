@@ -24,12 +24,12 @@ def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, devic
 
     On CPU that is oneDNN's blocked layout: PyTorch's own float32 product goes to MKL, which is slower.
     """
-    # Copies: the tensors may be a view of a file that changes or vanishes while the operator runs.
+    # Nothing is kept of the arguments: they may be views of a file that changes or vanishes later.
     bias = None if bias is None else bias.to(device, dtype, copy=True)
-    weight = weight.to(device, dtype, copy=True)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        weight = weight.to(device, dtype, copy=True)
         return lambda x: F.linear(x, weight, bias)
-    blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    blocked = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import SMALL, cenet, largest_difference, random_inputs
 
 from collaborative_experts import CEConfig, CollaborativeExperts, ExpertConfig, TextConfig, similarity
 from collaborative_experts.engine import CHUNK, Engine, check_dtype, supports
 from collaborative_experts.kernels import int8_linear, negated_mish, packed_linear
 from collaborative_experts.model import CEModel, initial_state, meta_model
+from reference import SMALL, cenet, largest_difference, random_inputs
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,116 @@
+"""How long loading takes, and how much memory loading and large batches take beyond what they must.
+
+    python benchmarks/memory.py
+
+Each case runs in a process of its own. Peaks are of resident memory, above what it was before the work.
+Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import MSRVTT, random_batch
+
+from collaborative_experts import CollaborativeExperts
+
+ITEMS = 16_384
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors, pth = f"{folder}/default.safetensors", f"{folder}/default.pth"
+        in_a_process("save", {"safetensors": safetensors, "pth": pth})
+        size = Path(safetensors).stat().st_size
+        print(f"weights {size / 1e6:.0f} MB")
+        results = {}
+        for path, modality, dtype in (
+            (safetensors, None, "float32"),
+            (safetensors, None, "bfloat16"),
+            (safetensors, "video", "float32"),
+            (safetensors, "text", "float32"),
+            (safetensors, "text", "int8"),
+            (pth, None, "float32"),
+        ):
+            name = f"load {Path(path).suffix}, {modality or 'both sides'}, {dtype}"
+            found = in_a_process("load", {"weights_path": path, "modality": modality, "dtype": dtype})
+            results[name] = found
+            print(f"{name:42} {found['seconds']:6.2f} s, peak {found['peak'] / 1e6:6.0f} MB, "
+                  f"{found['peak'] / size:.2f} x the weights", flush=True)  # fmt: skip
+        for modality in ("video", "text"):
+            name = f"{ITEMS:,} items, {modality} side, float32"
+            found = in_a_process("batch", {"weights_path": safetensors, "modality": modality, "dtype": "float32"})
+            results[name] = found
+            print(f"{name:42} {found['seconds']:6.2f} s, peak {found['peak'] / 1e6:6.0f} MB beyond inputs, outputs and "
+                  f"weights", flush=True)  # fmt: skip
+    print(json.dumps(results))
+
+
+def in_a_process(case: str, settings: dict[str, Any]) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", __file__, case, json.dumps(settings)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def save(safetensors: str, pth: str) -> dict[str, float]:
+    op = CollaborativeExperts(device="cpu")
+    op.save_weights(safetensors)
+    op.save_model("pytorch", pth)
+    return {}
+
+
+def load(**settings: Any) -> dict[str, float]:
+    _, seconds, peak = watched(lambda: CollaborativeExperts(device="cpu", **settings))
+    return {"seconds": seconds, "peak": peak}
+
+
+def batch(**settings: Any) -> dict[str, float]:
+    op = CollaborativeExperts(device="cpu", **settings)
+    if settings["modality"] == "text":
+        text = torch.randn(ITEMS, MSRVTT.text.max_tokens, MSRVTT.text.dim)
+        outputs, seconds, peak = watched(lambda: op(text))
+    else:
+        experts, ind, _ = random_batch(MSRVTT, ITEMS)
+        outputs, seconds, peak = watched(lambda: op(experts, ind))
+    return {"seconds": seconds, "peak": peak - sum(x.nbytes for x in outputs.values())}
+
+
+def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
+    """The result of work(), its seconds, and its highest resident memory above the start, looked at every ms."""
+    start, highest, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, resident() - start)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - begin
+    done.set()
+    watcher.join()
+    return result, seconds, highest
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds, mapped files included (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        print(json.dumps({"save": save, "load": load, "batch": batch}[sys.argv[1]](**json.loads(sys.argv[2]))))

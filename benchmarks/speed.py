@@ -1,0 +1,205 @@
+"""How fast the operator is beside towhee.models' CENet, and how near to the machine's own limits.
+
+    python benchmarks/speed.py [--quick] [--trecvid FOLDER]
+
+Default config, all experts present unless said, same inputs, CENet in evaluation and inference mode in the same
+run, medians. Accuracy is measured beside the time; with --trecvid, the ranking too, on real features and captions.
+Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from common import (
+    FLAKY,
+    MSRVTT,
+    machine,
+    matmul_rate,
+    medians,
+    random_batch,
+    read_bandwidth,
+    text_flops,
+    video_flops,
+)
+from overlap import top_ten_overlap
+from towhee.models.collaborative_experts import CENet, create_model
+
+from collaborative_experts import CollaborativeExperts
+from collaborative_experts.model import initial_state
+
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+@dataclass
+class Row:
+    work: str
+    size: int
+    dtype: str
+    wanted: float  # ratio to CENet that the project aims at
+    cenet: float  # seconds
+    ours: float
+    limit: float  # share of the machine's limit
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="fewer repeats, no sweep")
+    options.add_argument("--trecvid", type=Path, help="folder with experts.npz and captions.csv")
+    arguments = options.parse_args()
+    torch.set_grad_enabled(False)
+    dtypes = ["float32", "int8"]
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        dtypes.insert(1, "bfloat16")
+    print(" ".join(f"{key}={value}" for key, value in machine().items()))
+    reference = create_model(device="cpu").eval()
+    reference.load_state_dict(initial_state(MSRVTT))
+    ops = {dtype: CollaborativeExperts(device="cpu", dtype=dtype) for dtype in dtypes}
+    limits = Limits()
+    print(limits)
+    rows = speed_rows(ops, reference, limits, repeats=5 if arguments.quick else 9)
+    print_rows(rows)
+    accuracy = {dtype: accuracy_of(op, reference) for dtype, op in ops.items()}
+    print_accuracy(accuracy)
+    overlap = {}
+    if arguments.trecvid:
+        overlap = {dtype: top_ten_overlap(arguments.trecvid, dtype) for dtype in dtypes[1:]}
+        for dtype, share in overlap.items():
+            print(f"trecvid, top 10 of 1,000 videos for 500 texts, {dtype}: {share:.1%} as in float32")
+    sweeps = {} if arguments.quick else {dtype: sweep(ops[dtype]) for dtype in dtypes[:-1]}
+    result = {
+        "machine": machine(),
+        "rows": [vars(row) for row in rows],
+        "accuracy": accuracy,
+        "overlap": overlap,
+        "sweep": sweeps,
+    }
+    print(json.dumps(result))
+
+
+class Limits:
+    """What the machine can do at best, measured in this run."""
+
+    def __init__(self) -> None:
+        self.rate = {"float32": matmul_rate(torch.float32), "bfloat16": matmul_rate(torch.bfloat16)}
+        self.bandwidth = read_bandwidth()
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in self.rate.items())
+        return f"limits: matrix product {rates}; reading {self.bandwidth / 1e9:.1f} GB/s"
+
+    def share(self, dtype: str, size: int, flops: float, parameters: int, seconds: float) -> float:
+        """Share of the arithmetic limit for batches, of the reading limit for one item."""
+        if size == 1:
+            return parameters * BYTES[dtype] / self.bandwidth / seconds
+        return size * flops / self.rate[dtype] / seconds
+
+
+def speed_rows(ops: dict, reference: CENet, limits: Limits, repeats: int) -> list[Row]:
+    video_parameters, text_parameters = (
+        sum(x.numel() for x in initial_state(MSRVTT, side).values()) for side in ("video", "text")
+    )
+    video, text = video_flops(MSRVTT), text_flops(MSRVTT)
+    half_video = video_flops(MSRVTT, share=0.5)
+    both_parameters = video_parameters + text_parameters
+    rows = []
+    for work, size, wanted, flops, parameters in (
+        ("both sides", 256, {"float32": 3.5, "bfloat16": 6}, video + text, both_parameters),
+        ("both sides", 1, {"float32": 3, "bfloat16": 5.5}, video + text, both_parameters),
+        ("video side", 256, {"float32": 4.5, "bfloat16": 6.5}, video, video_parameters),
+        ("video side, half of the flaky experts missing", 256, {"float32": 6}, half_video, video_parameters),
+        ("one text query", 1, {"float32": 4, "bfloat16": 8, "int8": 10}, text, text_parameters),
+    ):
+        present = {dtype: ratio for dtype, ratio in wanted.items() if dtype in ops}
+        theirs, calls = prepare(work, size, [ops[dtype] for dtype in present], reference)
+        with torch.inference_mode():
+            seconds, *ours = medians(theirs, *calls, repeats=repeats)
+        for (dtype, ratio), taken in zip(present.items(), ours, strict=True):
+            share = limits.share(dtype, size, flops, parameters, taken)
+            rows.append(Row(work, size, dtype, ratio, seconds, taken, share))
+    return rows
+
+
+def prepare(work: str, size: int, ops: list, reference: CENet) -> tuple[Callable, list[Callable]]:
+    """The same work for CENet and for each operator."""
+    experts, ind, text = random_batch(MSRVTT, size)
+    if "missing" in work:
+        generator = torch.Generator().manual_seed(1)
+        for name in FLAKY:
+            ind[name] = (torch.rand(size, generator=generator) < 0.5).float()
+            experts[name][ind[name] == 0] = torch.nan
+    if work.startswith("video"):
+        return lambda: run_cenet(reference, "compute_video_embeddings", experts, ind), [
+            lambda op=op: op.encode_video(experts, ind) for op in ops
+        ]
+    if work == "one text query":
+        return lambda: run_cenet(reference, "retrieval", experts, ind, text), [
+            lambda op=op: op.encode_text(text) for op in ops
+        ]
+    return lambda: run_cenet(reference, "retrieval", experts, ind, text), [
+        lambda op=op: op(experts, ind, text) for op in ops
+    ]
+
+
+def run_cenet(model: CENet, task: str, experts: dict, ind: dict, text: torch.Tensor | None = None) -> dict:
+    model.task = model.ce.task = task
+    # CENet zeroes missing rows in place and then trips over its own zeros, so these are copied.
+    experts = {name: x if bool(ind[name].all()) else x.clone() for name, x in experts.items()}
+    return model(experts, ind, text)
+
+
+def accuracy_of(op: CollaborativeExperts, reference: CENet, size: int = 32) -> dict[str, float]:
+    """Largest difference from CENet in float64, and the lowest cosine, over all embeddings of a batch."""
+    experts, ind, text = random_batch(MSRVTT, size, seed=2)
+    text_embds, vid_embds = op(experts, ind, text)
+    difference, cosine = 0.0, 1.0
+    reference.double()  # and back below: float32 weights survive this unchanged
+    theirs = run_cenet(
+        reference,
+        "retrieval",
+        {k: x.double() for k, x in experts.items()},
+        {k: x.double() for k, x in ind.items()},
+        text.double(),
+    )
+    reference.float()
+    for ours, exact in ((text_embds, theirs["text_embds"]), (vid_embds, theirs["vid_embds"])):
+        for name, embd in ours.items():
+            wanted = exact[name].reshape(embd.shape)
+            difference = max(difference, float((embd - wanted).abs().max()))
+            cosine = min(cosine, float(torch.nn.functional.cosine_similarity(embd.double(), wanted).min()))
+    return {"difference": difference, "cosine": cosine}
+
+
+def sweep(op: CollaborativeExperts) -> dict[int, float]:
+    """Milliseconds per item over batch sizes, both sides."""
+    taken = {}
+    for size in (2**k for k in range(13)):
+        batch = random_batch(MSRVTT, size)
+        taken[size] = medians(lambda batch=batch: op(*batch), repeats=3 if size > 256 else 7)[0] / size * 1e3
+    print(f"ms per item, {op.dtype}: " + "  ".join(f"B={size} {ms:.2f}" for size, ms in taken.items()))
+    return taken
+
+
+def print_rows(rows: list[Row]) -> None:
+    print(f"\n{'work':46} {'B':>4} {'dtype':9} {'CENet ms':>9} {'ours ms':>8} {'ratio':>6} {'aim':>5} {'of limit':>8}")
+    for row in rows:
+        print(
+            f"{row.work:46} {row.size:4} {row.dtype:9} {row.cenet * 1e3:9.1f} {row.ours * 1e3:8.1f} "
+            f"{row.cenet / row.ours:5.1f}x {row.wanted:4.1f}x {row.limit:8.0%}"
+        )
+
+
+def print_accuracy(accuracy: dict[str, dict[str, float]]) -> None:
+    print()
+    for dtype, found in accuracy.items():
+        print(f"{dtype:9} from CENet in float64: largest difference {found['difference']:.1e}, "
+              f"lowest cosine {found['cosine']:.6f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
