@@ -29,7 +29,7 @@ __all__ = [
 
 
 def collaborative_experts(
-    config: CEConfig | dict | None = None,
+    config: CEConfig | dict | str | None = None,
     weights_path: str | None = None,
     device: str | None = None,
     modality: str | None = None,

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,8 @@ def read_weights(path: str | Path) -> MutableMapping[str, Tensor]:
 
     Args:
         path: `.safetensors`, of which a tensor is mapped into memory when it is asked for; or `.pth`/`.pt`
-            with a state dict (also `{"state_dict": ...}`, also with the `module.` prefix of DataParallel).
+            with a state dict, also as the CE authors save it: `{"state_dict": ..., "config": ...}`, of which the
+            rest is passed over, with the `module.` prefix of DataParallel, and in torch's old format.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -86,8 +88,15 @@ def read_config(path: str | Path) -> CEConfig | None:
         raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from error
 
 
-def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Raise ValueError unless names and shapes are exactly the expected ones; lists the first ten of each kind."""
+def check_weights(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: CEConfig, source: str | Path
+) -> None:
+    """Raise ValueError unless names and shapes are exactly the expected ones; lists the first ten of each kind.
+
+    Args:
+        expected: the state dict of the config's model, on the meta device.
+        source: where the weights are from, for the message.
+    """
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
@@ -95,7 +104,7 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     for name, tensor in expected.items():
         shape, dtype = found.get(name, (tuple(tensor.shape), tensor.dtype))
         if shape != tuple(tensor.shape):
-            reshaped.append(f"{name} (expected {tuple(tensor.shape)}, got {shape})")
+            reshaped.append(f"{name} ({_whose(name, config)}expected {tuple(tensor.shape)}, got {shape})")
         if tensor.is_floating_point() and not dtype.is_floating_point:
             retyped.append(f"{name} (expected floats, got {dtype})")
     problems = [
@@ -112,20 +121,40 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         )
 
 
+def _whose(name: str, config: CEConfig) -> str:
+    """The expert that a numbered layer of CENet's belongs to."""
+    number = re.search(r"(?:video_dim_reduce|video_GU|text_GU|g_reason_unshared_weights)\.(\d+)\.", name)
+    return f"expert {config.expert_names[int(number[1])]!r}; " if number else ""
+
+
 def write_weights(path: str | Path, weights: Mapping[str, Tensor], config: CEConfig) -> Path:
     """Write safetensors with the config inside; complete, or not at all. Returns the path.
 
     Raises:
         ValueError: the suffix is not `.safetensors`.
         FileNotFoundError: the folder does not exist.
+        OSError: it cannot be written, for instance because the disk is full.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights are written as .safetensors, got the suffix {path.suffix!r}")
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary, metadata)
+        temporary.touch()  # with the permissions that the user's other new files get
+        try:
+            save_file(_unshared(weights), temporary, {CONFIG_KEY: json.dumps(config.to_dict())})
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
     return path
+
+
+def _unshared(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with memory of their own each, which safetensors insists on and PyTorch's files do not promise."""
+    tensors, storages = {}, set()
+    for name, tensor in weights.items():
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in storages else tensor.contiguous()
+        storages.add(storage)
+    return tensors
 
 
 @contextmanager
@@ -159,16 +188,43 @@ def _safetensors(path: Path) -> Iterator[safe_open]:
         raise ValueError(f"{path}: not a complete safetensors file: {error}") from error
 
 
+class _Inert:
+    """Stands for an object in a checkpoint that is not needed; whatever the file says of it, it does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_INERT = (
+    # The CE authors pickled their ConfigParser with its paths beside the weights, and the best score.
+    "parse_config.ConfigParser",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "argparse.Namespace",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+)
+"""Names that a checkpoint may ask for, and gets `_Inert` for."""
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Inert, name) for name in _INERT]):
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # PyTorch's own message recommends to load without the protection.
         asked_for = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"loading it would call {asked_for[1]}" if asked_for else "it is damaged, or not from torch.save"
         raise ValueError(f"{path}: refused, {reason}; expected a state dict of plain tensors") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not a complete PyTorch file: {error}") from error
+    except Exception as error:
+        # A damaged file raises whatever its bytes happen to mean.
+        raise ValueError(f"{path}: not a complete PyTorch file: {type(error).__name__}: {error}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(

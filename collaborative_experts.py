@@ -34,8 +34,8 @@ class CollaborativeExperts(NNOperator):
     """Text and video embeddings per expert, by Collaborative Experts (arXiv 1907.13487).
 
     Args:
-        config: a `CEConfig`, or a dict in Towhee's or the short form; None is the authors' MSR-VTT model, or
-            the config inside the weights file.
+        config: a `CEConfig`, a dict in Towhee's, the CE authors' or the short form, or the path of such a JSON
+            file; None is the config inside the weights file, else the authors' MSR-VTT model.
         weights_path: `.safetensors`, `.pth` or `.pt`. None takes the file in `weights/` if there is one for
             this config; else the parameters are seeded initial ones, `pretrained` is False and a warning says so.
         device: 'cpu', 'cuda', 'cuda:1', ...; None follows the pipeline's placement, else CUDA if there is one.
@@ -53,7 +53,7 @@ class CollaborativeExperts(NNOperator):
 
     def __init__(
         self,
-        config: CEConfig | Mapping[str, Any] | None = None,
+        config: CEConfig | Mapping[str, Any] | str | Path | None = None,
         weights_path: str | Path | None = None,
         device: str | torch.device | None = None,
         modality: Modality = None,
@@ -65,7 +65,9 @@ class CollaborativeExperts(NNOperator):
         _check_choice("output", output, ("experts", "vector"))
         self.modality, self.output, self.dtype = modality, output, dtype
         self.device = resolve_device(device, self._device_id)
-        if config is not None and not isinstance(config, CEConfig):
+        if isinstance(config, str | Path):
+            config = CEConfig.from_json(config)
+        elif config is not None and not isinstance(config, CEConfig):
             config = CEConfig.from_dict(config)
         self.weights_path = Path(weights_path) if weights_path is not None else find_weights(config)
         if self.weights_path is not None:
@@ -190,8 +192,10 @@ class CollaborativeExperts(NNOperator):
     def _encode_video(self, video: inputs.VideoInput) -> VideoEmbeddings:
         with torch.no_grad():
             embds = self.model.encode_video(video.features, video.available)
+        # One joint embedding is there if any expert is.
+        available = video.available.any(1, keepdim=True) if self.config.concat_experts else video.available
         convert = _converter(video.numpy, video.single)
-        return VideoEmbeddings(map_arrays(convert, embds), convert(video.available))
+        return VideoEmbeddings(map_arrays(convert, embds), convert(available))
 
     def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
         with torch.no_grad():
@@ -208,7 +212,7 @@ class CollaborativeExperts(NNOperator):
         if self.weights_path is None:
             return initial_state(self.config)
         weights = checkpoint.read_weights(self.weights_path)
-        checkpoint.check_weights(weights, meta_model(self.config).state_dict(), str(self.weights_path))
+        checkpoint.check_weights(weights, meta_model(self.config).state_dict(), self.config, self.weights_path)
         return weights
 
     def _load_model(self) -> Engine | CEModel:

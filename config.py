@@ -11,12 +11,17 @@ audio, ocr and speech), and the number of experts is not limited to ten.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 USE_CE = ("pairwise", "pairwise-star", "pairwise-star-specific", "pairwise-star-tensor", "triplet", "")
 """The forms of collaboration that CENet knows; "" is none at all: a mixture of embedding experts (MoEE)."""
+
+CONCAT = "concat"
+"""Name of the one embedding that `concat_experts` gives."""
 
 MAX_TOKENS = {"audio": 29, "ocr": 49, "speech": 32}
 """Token limits of the authors' MSR-VTT training; 37 words for the text."""
@@ -90,7 +95,10 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text side: token embeddings of size `dim`, pooled by NetVLAD with `clusters` + `ghost_clusters`."""
+    """The text side: token embeddings of size `dim`, pooled by NetVLAD with `clusters` + `ghost_clusters`.
+
+    With `clusters` 0 a text is one averaged vector (W = 1), which is not pooled.
+    """
 
     dim: int = 768
     clusters: int = 28
@@ -99,7 +107,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _check_size(self.dim, "config: text, dim")
-        _check_size(self.clusters, "config: text, clusters")
+        _check_size(self.clusters, "config: text, clusters", least=0)
         _check_size(self.ghost_clusters, "config: text, ghost_clusters", least=0)
         if self.max_tokens is not None:
             _check_size(self.max_tokens, "config: text, max_tokens")
@@ -112,7 +120,7 @@ class TextConfig:
     @property
     def pooled_dim(self) -> int:
         """Size of the one vector per text that CE projects."""
-        return self.dim * self.clusters
+        return self.dim * max(self.clusters, 1)
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ class CEConfig:
         use_bn_reason: batch normalisation in the pair function.
         num_g_layers: layers of the pair function g (paper, eq. 2).
         num_h_layers: layers of h, after the pairs are summed.
+        concat_experts: no embedding per expert (an ablation of the authors'): the pooled features side by side are
+            the video's vector, the pooled text is the text's, the shorter one padded with zeros.
         freeze_weights: every expert has the weight 1/M instead of one predicted from the text.
         keep_missing_modalities: scores weight every expert 1, missing ones too (an ablation of the authors').
     """
@@ -140,6 +150,7 @@ class CEConfig:
     shared_dim: int = 768
     use_ce: str = "pairwise"
     mimic_ce_dims: bool = False
+    concat_experts: bool = False
     include_self: bool = True
     use_mish: bool = True
     use_bn_reason: bool = True
@@ -156,6 +167,8 @@ class CEConfig:
             raise ValueError(f"config: experts: named twice: {', '.join(sorted(repeated))}")
         if self.use_ce not in USE_CE:
             raise ValueError(f"config: use_ce: expected one of {', '.join(map(repr, USE_CE))}, got {self.use_ce!r}")
+        if self.concat_experts and self.shares_dim:
+            raise ValueError("config: concat_experts goes with neither use_ce nor mimic_ce_dims")
         if self.use_ce and len(self.experts) < 2:
             raise ValueError(f'config: use_ce {self.use_ce!r} pairs experts, but there is one; set use_ce to "" (MoEE)')
         _check_size(self.shared_dim, "config: shared_dim")
@@ -185,12 +198,14 @@ class CEConfig:
 
     @property
     def output_dims(self) -> dict[str, int]:
-        """Size of each expert's embedding, the same on the text and on the video side."""
+        """Size of each embedding by its name, the same on the text and on the video side."""
+        if self.concat_experts:
+            return {CONCAT: max(self.text.pooled_dim, sum(expert.pooled_dim for expert in self.experts))}
         return {expert.name: expert.output_dim or self.shared_dim for expert in self.experts}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> CEConfig:
-        """Read Towhee's dict (has `expert_dims`) or the short one (has `experts`); see the README.
+        """Read Towhee's dict (has `expert_dims`), the CE authors' (has `arch`) or the short one (has `experts`).
 
         Raises:
             TypeError, ValueError: naming the key, what was expected and what came. Nothing is ignored silently.
@@ -199,14 +214,25 @@ class CEConfig:
         if "expert_dims" in config:
             return _from_towhee(config)
         if "arch" in config:
-            raise ValueError(
-                "config: the CE authors' config.json is not supported; give Towhee's dict or the short one"
-            )
+            return _from_authors(config)
         if "experts" in config:
             return _from_short(config)
         raise ValueError(
-            f"config: expected the key 'experts' (short form) or 'expert_dims' (Towhee's dict), got {list(config)}"
+            "config: expected the key 'experts' (short form), 'expert_dims' (Towhee's dict) or 'arch' (the CE authors' "
+            f"config.json), got {list(config)}"
         )
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> CEConfig:
+        """Read a JSON file that holds any of the dict forms. Raises FileNotFoundError, and as `from_dict`."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"config: there is no file {path}")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"config: {path} is not JSON: {error}") from error
+        return cls.from_dict(content)
 
     def to_dict(self) -> dict[str, Any]:
         """The short form, complete and fit for JSON: `CEConfig.from_dict(config.to_dict()) == config`."""
@@ -217,6 +243,7 @@ class CEConfig:
 
 _SWITCHES = (
     "mimic_ce_dims",
+    "concat_experts",
     "include_self",
     "use_mish",
     "use_bn_reason",
@@ -245,13 +272,12 @@ def _from_short(config: Mapping[str, Any]) -> CEConfig:
 # Keys of Towhee's dict that change nothing about an embedding, and are therefore not kept.
 _WITHOUT_EFFECT = ("disable_nan_checks", "verbose", "num_classes", "test_caption_mode", "trn_cat")
 # Keys that CENet takes, but that cannot be honoured here unless they are off: CENet itself fails at the
-# score (l2renorm), needs CUDA (trn_config), gives random outputs (randomise_feats), gives no embedding
-# per expert (concat...), or they belong to the spatial expert "detection-sem".
+# score (l2renorm), needs CUDA (trn_config), gives random outputs (randomise_feats), was never published
+# (concat_mix_experts), or they belong to the spatial expert "detection-sem".
 _MUST_BE_OFF = (
     "l2renorm",
     "randomise_feats",
     "trn_config",
-    "concat_experts",
     "concat_mix_experts",
     "kron_dets",
     "geometric_mlp",
@@ -276,24 +302,33 @@ def _from_towhee(config: Mapping[str, Any]) -> CEConfig:
     _check_keys(config, (*_TOWHEE_OWN, *_TOWHEE_SAME, *_MUST_BE_OFF, *_WITHOUT_EFFECT), "config")
     if "retrieval" not in config.get("task", "retrieval"):
         raise ValueError(f"config: task: expected 'retrieval', got {config['task']!r}")
-    for key in _MUST_BE_OFF:
-        if config.get(key):
-            raise ValueError(f"config: {key}={config[key]!r} is not supported by this operator")
-    clusters = _check_mapping(config.get("vlad_clusters", {}), "config: vlad_clusters")
+    _check_off(config, "config")
+    clusters = _optional(config, "vlad_clusters")
     if "text" not in clusters:
         raise ValueError(f"config: vlad_clusters: expected the key 'text', got {list(clusters)}")
     text = TextConfig(
         dim=config.get("text_dim", 768),
         clusters=clusters["text"],
-        ghost_clusters=config.get("ghost_clusters", {}).get("text", 0),
+        ghost_clusters=_optional(config, "ghost_clusters").get("text", 0),
     )
-    same = {key: config[key] for key in _TOWHEE_SAME if key in config}
-    own_dims = not (same.get("use_ce", "pairwise") or same.get("mimic_ce_dims"))
+    same, own_dims = _same_as_cenet(config)
     experts = tuple(
         _expert_from_towhee(name, dims, config, own_dims)
         for name, dims in _check_mapping(config["expert_dims"], "config: expert_dims").items()
     )
     return CEConfig(experts=experts, text=text, shared_dim=config.get("ce_shared_dim", 768), **same)
+
+
+def _check_off(given: Mapping[str, Any], where: str) -> None:
+    for key in _MUST_BE_OFF:
+        if given.get(key):
+            raise ValueError(f"{where}: {key}={given[key]!r} is not supported by this operator")
+
+
+def _same_as_cenet(given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The choices that CENet and CEConfig name alike, and whether each expert's embedding has a size of its own."""
+    same = {key: given[key] for key in _TOWHEE_SAME if key in given}
+    return same, not any((same.get("use_ce", "pairwise"), same.get("mimic_ce_dims"), same.get("concat_experts")))
 
 
 def _expert_from_towhee(name: str, dims: Any, config: Mapping[str, Any], own_dims: bool) -> ExpertConfig:
@@ -303,7 +338,7 @@ def _expert_from_towhee(name: str, dims: Any, config: Mapping[str, Any], own_dim
     if not isinstance(dims, tuple | list) or len(dims) != 2:
         raise ValueError(f"{where}: expected (input size, output size), got {dims!r}")
     pooled, output_dim = dims[0], dims[1] if own_dims else None
-    temporal = config.get("feat_aggregation", {}).get(name, {}).get("temporal")
+    temporal = _optional(_optional(config, "feat_aggregation"), name).get("temporal")
     variable = temporal == "vlad" if temporal else name in config["vlad_clusters"]
     if not variable:
         return ExpertConfig(name, pooled, output_dim=output_dim)
@@ -314,6 +349,109 @@ def _expert_from_towhee(name: str, dims: Any, config: Mapping[str, Any], own_dim
     if pooled % clusters:
         raise ValueError(f"{where}: expected a multiple of its {clusters} clusters, got {pooled}")
     return ExpertConfig(name, pooled // clusters, clusters, MAX_TOKENS.get(name), output_dim)
+
+
+# --- the CE authors' config.json ------------------------------------------------------------------------
+
+TEXT_DIMS = {
+    300: ("w2v", "grovle", "mt_grovle", "hglmm_300d"),
+    256: ("electra",),
+    512: ("t5-small", "howto100m_mil_nce"),
+    768: ("openai", "openai-gpt", "gpt2", "bert-base-uncased", "t5-base", "albert-base-v2", "roberta-base",
+          "xlnet-base-cased"),
+    1024: ("gpt2-medium", "t5-large", "t5-3b", "t5-11b", "albert-large-v2", "roberta-large", "xlnet-large-cased",
+           "transfo-xl-wt103"),
+    1280: ("gpt2-large", "ctrl"),
+    1600: ("gpt2-xl", "gpt2-xl-finetune"),
+    2048: ("albert-xlarge-v2",),
+    6000: ("hglmm_6kd",),
+}  # fmt: skip
+"""Dimension of the token embeddings of the authors' text encoders, by the name in `experts["text_feat"]`."""
+
+_VLAD_DIMS = {"audio": 128, "ocr": 300, "speech": 300}
+
+
+def _from_authors(config: Mapping[str, Any]) -> CEConfig:
+    """The `config.json` that the CE authors publish beside each model; what it leaves out has their defaults."""
+    arch = _section(config, "arch")
+    if arch.get("type", "CENet") != "CENet":
+        raise ValueError(f"config: arch, type: expected 'CENet', got {arch['type']!r}")
+    args, experts = _section(arch, "args", "arch"), _section(config, "experts")
+    loader = _section(_section(config, "data_loader"), "args", "data_loader")
+    known = ("vlad_clusters", "ghost_clusters", *_TOWHEE_SAME, *_MUST_BE_OFF, *_WITHOUT_EFFECT)
+    _check_keys(args, known, "config: arch, args")
+    _check_off(args, "config: arch, args")
+    same, own_dims = _same_as_cenet(args)
+    dropped = [name for name in str(experts.get("drop_feats", "")).split(",") if name]
+    names = [name for name in sorted(_need(experts, "modalities", "experts")) if name not in dropped]
+    return CEConfig(
+        experts=tuple(_expert_from_authors(name, experts, args, loader, own_dims) for name in names),
+        text=_text_from_authors(experts, args, loader),
+        shared_dim=experts.get("ce_shared_dim", 768),
+        **same,
+    )
+
+
+def _expert_from_authors(name: str, experts: Mapping, args: Mapping, loader: Mapping, own_dims: bool) -> ExpertConfig:
+    where = f"data_loader, args, feat_aggregation, {name}"
+    features = _section(
+        _section(loader, "feat_aggregation", "data_loader, args"), name, "data_loader, args, feat_aggregation"
+    )
+    temporal = _need(features, "temporal", where)
+    if name in ("detection", "detection-sem", "openpose") or features.get("binarise") or "trn_seg" in features:
+        raise ValueError(f"config: the expert {name!r} as configured is not supported by this operator")
+    if temporal == "vlad":
+        if name not in _VLAD_DIMS:
+            raise ValueError(f"config: {where}: NetVLAD is known for {', '.join(_VLAD_DIMS)} only")
+        dim = _VLAD_DIMS[name]
+        clusters = _need(_section(args, "vlad_clusters", "arch, args"), name, "arch, args, vlad_clusters")
+        limit = _optional(loader, "max_tokens").get(name, MAX_TOKENS[name])
+        return ExpertConfig(name, dim, clusters, limit, output_dim=dim if own_dims else None)
+    forms = str(temporal).split("-")
+    if not set(forms) <= {"avg", "max", "ent", "std"}:
+        raise ValueError(
+            f"config: {where}: expected 'vlad' or forms of avg, max, ent, std joined by '-', got {temporal!r}"
+        )
+    if name == "face":
+        dim = _need(experts, "face_dim", "experts")
+    else:
+        sizes = _section(features, "feat_dims", where)
+        dim = _need(sizes, _need(features, "type", where), f"{where}, feat_dims") * len(forms)
+    return ExpertConfig(name, dim, output_dim=dim if own_dims else None)
+
+
+def _text_from_authors(experts: Mapping, args: Mapping, loader: Mapping) -> TextConfig:
+    dims = {encoder: dim for dim, encoders in TEXT_DIMS.items() for encoder in encoders}
+    encoder = experts.get("text_feat")
+    dim = experts.get("text_dim", dims.get(encoder))
+    if dim is None:
+        raise ValueError(
+            f"config: experts, text_feat: the dimension of {encoder!r} is not known{nearest(encoder, dims)}; "
+            "add it to the block as text_dim"
+        )
+    clusters = _need(_section(args, "vlad_clusters", "arch, args"), "text", "arch, args, vlad_clusters")
+    tokens = _optional(loader, "max_tokens").get("text", 37)
+    if (experts.get("text_agg", "vlad") == "avg") != (clusters == 0) or (clusters == 0 and tokens != 1):
+        raise ValueError(
+            "config: experts, text_agg: 'avg' goes with vlad_clusters['text'] 0 and max_tokens['text'] 1, got "
+            f"{experts.get('text_agg', 'vlad')!r}, {clusters} and {tokens}"
+        )
+    return TextConfig(dim, clusters, _optional(args, "ghost_clusters").get("text", 0), tokens)
+
+
+def _need(block: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in block:
+        raise ValueError(f"config: {where}: expected the key {key!r}, got {list(block)}")
+    return block[key]
+
+
+def _optional(block: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return _check_mapping(block.get(key, {}), f"config: {key}")
+
+
+def _section(block: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
+    path = f"{where}, {key}" if where else key
+    return _check_mapping(_need(block, key, where or "the CE authors' config.json"), f"config: {path}")
 
 
 MSRVTT = CEConfig(

@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 def supports(config: CEConfig) -> bool:
     """True for the forms that this engine computes."""
-    return config.use_ce in ("pairwise", "") and config.num_h_layers == 0
+    return config.use_ce in ("pairwise", "") and config.num_h_layers == 0 and not config.concat_experts
 
 
 def check_dtype(config: CEConfig, dtype: str, device: torch.device) -> None:
@@ -47,8 +47,8 @@ def check_dtype(config: CEConfig, dtype: str, device: torch.device) -> None:
         return
     if not supports(config):
         raise ValueError(
-            f"dtype: {dtype!r} is for use_ce 'pairwise' and '' without h layers; this config's use_ce "
-            f"{config.use_ce!r} with {config.num_h_layers} h layers runs in 'float32'"
+            f"dtype: {dtype!r} is for use_ce 'pairwise' and '' without h layers or concat_experts; this config's "
+            f"use_ce {config.use_ce!r} with {config.num_h_layers} h layers runs in 'float32'"
         )
     if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type == "cuda"):
         raise ValueError(f"dtype: {dtype!r} is not for {device.type}; use 'float32' or 'bfloat16'")
@@ -71,7 +71,10 @@ class Engine:
         device: torch.device | str = "cpu",
         dtype: str = "float32",
     ) -> None:
-        number = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+        if dtype == "int8":
+            number = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        else:
+            number = getattr(torch, dtype)
         parameters = Parameters(weights, number, torch.device(device))
         self.encode_video = VideoEngine(config, parameters) if modality != "text" else None
         self.encode_text = TextEngine(config, parameters, int8=dtype == "int8") if modality != "video" else None
@@ -98,7 +101,7 @@ class VideoEngine:
             inputs = [self._project(i, features[name][rows], there[:, i]) for i, name in enumerate(embds)]
             gated = self._gate(inputs, there)
             for i, embd in enumerate(embds.values()):
-                _place(embd[rows], there[:, i], gated[i], self._absent[i])
+                _place(embd[rows], there[:, i], gated[i], otherwise=self._absent[i])
         return embds
 
     def _project(self, i: int, x: Tensor, there: Tensor) -> Tensor:
@@ -179,10 +182,12 @@ class _Pairs:
     def gate(self, inputs: list[Tensor], available: Tensor, gates: list[Callable[..., Tensor]]) -> list[Tensor]:
         """Each expert's available rows (n_i, D), gated in the model's order -> the same rows, gated."""
         complete = self._include_self and bool(available.all())
-        left = [self._left(x) if len(x) else x for x in inputs]
-        right = inputs[0].new_zeros(*available.shape, self._dim)  # (B, M, D); rows of missing experts are not read
-        for i, x in enumerate(inputs):
-            self._set_right(right, i, x, available)
+        counts = [len(x) for x in inputs]
+        together = torch.cat(inputs)
+        left = self._left(together).split(counts)
+        right = together.new_zeros(*available.shape, self._dim)  # (B, M, D); rows of missing experts are not read
+        for i, x in enumerate(self._right(together).split(counts)):
+            _place(right[:, i], available[:, i], x)
         gated = []
         for i, x in enumerate(inputs):
             if not len(x):
@@ -190,14 +195,9 @@ class _Pairs:
                 continue
             mask = self._mean(left[i], right) if complete else self._mean_of_available(i, left[i], right, available)
             gated.append(gates[i](x, mask))
-            self._set_right(right, i, gated[i].to(right.dtype), available)
+            if i + 1 < len(inputs):  # the experts after this one are paired with it as it is now
+                _place(right[:, i], available[:, i], self._right(gated[i].to(right.dtype)))
         return gated
-
-    def _set_right(self, right: Tensor, i: int, x: Tensor, available: Tensor) -> None:
-        if len(x) == len(right):
-            right[:, i] = self._right(x)
-        elif len(x):
-            right[available[:, i], i] = self._right(x)
 
     def _mean(self, left: Tensor, right: Tensor) -> Tensor:
         """Mean of g over all pairs of one expert, everything being available: (B, D), (B, M, D) -> (B, D)."""
@@ -237,7 +237,7 @@ class TextEngine:
     def __init__(self, config: CEConfig, parameters: Parameters, int8: bool = False) -> None:
         self._config, self._dtype = config, parameters.dtype
         clusters = config.text.clusters
-        self._pool = Pooling(parameters, "text_pooling", clusters)
+        self._pool = Pooling(parameters, "text_pooling", clusters) if clusters else None
         self._weigh = parameters.pack(*parameters.linear("ce.moe_fc", tokens=clusters))
         self._experts = [_TextExpert(i, clusters, parameters, int8) for i in range(len(config.experts))]
 
@@ -247,7 +247,8 @@ class TextEngine:
         embds = {name: tokens.new_empty(size, dim, dtype=torch.float32) for name, dim in dims.items()}
         weights = tokens.new_full((size, len(dims)), 1 / len(dims), dtype=torch.float32)
         for rows in _even_slices(size, CHUNK):
-            pooled = self._pool(tokens[rows].to(self._dtype))
+            pooled = tokens[rows].to(self._dtype)
+            pooled = self._pool(pooled) if self._pool else pooled.flatten(1)
             if not self._config.freeze_weights:
                 weights[rows] = self._weigh(pooled).float().softmax(dim=1)
             for embd, expert in zip(embds.values(), self._experts, strict=True):
@@ -281,10 +282,11 @@ def _select(x: Tensor, rows: Tensor) -> Tensor:
     return x if bool(rows.all()) else x[rows]
 
 
-def _place(target: Tensor, rows: Tensor, values: Tensor, otherwise: Tensor) -> None:
-    """values in the True rows of target, `otherwise` in the others."""
+def _place(target: Tensor, rows: Tensor, values: Tensor, otherwise: Tensor | None = None) -> None:
+    """values in the True rows of target; `otherwise`, if given, in the others."""
     if len(values) == len(target):
         target.copy_(values)
-    else:
+        return
+    if otherwise is not None:
         target.copy_(otherwise)
-        target[rows] = values.to(target.dtype)
+    target[rows] = values.to(target.dtype)

@@ -97,6 +97,11 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
     bad = _rows_where(~_finite_rows(batch.values))
     if len(bad):
         raise ValueError(f"text, {_rows(bad)}: expected finite token embeddings, got NaN or Inf")
+    if config.text.clusters == 0 and batch.values.shape[1] != 1 and len(batch.values):
+        raise ValueError(
+            f"text: expected one averaged vector a text (W = 1), because this model does not pool tokens, "
+            f"got W = {batch.values.shape[1]}"
+        )
     count = len(batch.values)
     shape = () if batch.single else (count,) if captions is None else (count // captions, captions)
     return TextInput(

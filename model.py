@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from towhee.models.collaborative_experts import CEModule, NetVLAD
 
-from .config import CEConfig
+from .config import CONCAT, CEConfig
 
 Modality = Literal["video", "text"] | None
 """The side that is held and computed; None is both."""
@@ -45,7 +45,7 @@ class CEModel(nn.Module):
             for expert in config.experts:
                 if expert.variable:
                     self.pooling._modules[expert.name] = NetVLAD(expert.clusters, expert.dim)
-        if modality != "video":
+        if modality != "video" and config.text.clusters:
             self.text_pooling = NetVLAD(config.text.clusters, config.text.dim, config.text.ghost_clusters)
         if modality is not None:
             for name in _SIDES["text" if modality == "video" else "video"]:
@@ -60,6 +60,8 @@ class CEModel(nn.Module):
              else features[expert.name])
             for expert in self.config.experts
         )  # fmt: skip
+        if self.config.concat_experts:
+            return {CONCAT: _padded(torch.cat(list(pooled.values()), dim=1), self.config)}
         ind = dict(zip(pooled, available.to(next(iter(pooled.values())).dtype).unbind(1), strict=True))
         embds = self.ce(None, pooled, ind, None)["embeddings"]
         if "star" in self.config.use_ce:
@@ -70,17 +72,26 @@ class CEModel(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Token embeddings (T, W, dim) -> embeddings (T, D) per expert, expert weights (T, M) that sum to 1."""
-        pooled = self.text_pooling(tokens)
+        pooled = self.text_pooling(tokens) if self.config.text.clusters else tokens.flatten(1)
+        if self.config.concat_experts:
+            return {CONCAT: _padded(pooled, self.config)}, pooled.new_ones(len(pooled), 1)
         embds = {name: unit(pooled) for name, unit in zip(self.config.expert_names, self.ce.text_GU, strict=True)}
         if self.config.freeze_weights:
             return embds, pooled.new_full((len(pooled), len(embds)), 1 / len(embds))
         return embds, self.ce.moe_fc(pooled).softmax(dim=1)
 
 
+def _padded(x: Tensor, config: CEConfig) -> Tensor:
+    """Zeros up to the size of the longer side. (CENet zeroes a video that is shorter than the text altogether.)"""
+    return nn.functional.pad(x, (0, config.output_dims[CONCAT] - x.shape[1]))
+
+
 def _ce_module(config: CEConfig) -> CEModule:
     ce = CEModule(
         task="retrieval",
-        expert_dims={expert.name: (expert.pooled_dim, config.output_dims[expert.name]) for expert in config.experts},
+        expert_dims={
+            expert.name: (expert.pooled_dim, expert.output_dim or config.shared_dim) for expert in config.experts
+        },
         text_dim=config.text.pooled_dim,
         same_dim=config.shared_dim,
         use_ce=config.use_ce,
@@ -98,7 +109,7 @@ def _ce_module(config: CEConfig) -> CEModule:
         vlad_feat_sizes={},
         disable_nan_checks=True,
         test_caption_mode="indep",
-        concat_experts=False,
+        concat_experts=config.concat_experts,
         concat_mix_experts=False,
         l2renorm=False,
         num_classes=None,

@@ -30,7 +30,9 @@ def towhee_dict(config: CEConfig) -> dict:
         "use_ce": config.use_ce,
         "text_dim": config.text.dim,
         "l2renorm": False,
-        "expert_dims": {expert.name: (expert.pooled_dim, config.output_dims[expert.name]) for expert in config.experts},
+        "expert_dims": {
+            expert.name: (expert.pooled_dim, expert.output_dim or config.shared_dim) for expert in config.experts
+        },
         "vlad_clusters": {"text": config.text.clusters, **variable},
         "ghost_clusters": {"text": config.text.ghost_clusters},
         "disable_nan_checks": False,
@@ -48,6 +50,7 @@ def towhee_dict(config: CEConfig) -> dict:
         "num_g_layers": config.num_g_layers,
         "freeze_weights": config.freeze_weights,
         "mimic_ce_dims": config.mimic_ce_dims,
+        "concat_experts": config.concat_experts,
     }
 
 

@@ -66,6 +66,17 @@ def test_saved_weights_give_identical_outputs_without_a_config(modality, small_o
     assert same(reloaded, small_op)
 
 
+def test_tensors_that_share_memory_are_saved(state, small_op, tmp_path):
+    both = torch.stack([state["ce.text_GU.0.cg.fc.bias"], state["ce.text_GU.1.cg.fc.bias"]])
+    state["ce.text_GU.0.cg.fc.bias"], state["ce.text_GU.1.cg.fc.bias"] = both
+    torch.save(state, tmp_path / "shared.pth")
+    path = CollaborativeExperts(SMALL, tmp_path / "shared.pth", device="cpu").save_weights(tmp_path / "w.safetensors")
+    assert same(CollaborativeExperts(weights_path=path, device="cpu"), small_op)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_saving_over_its_own_file(small_op, tmp_path):
     path = small_op.save_weights(tmp_path / "own.safetensors")
     op = CollaborativeExperts(weights_path=path, device="cpu")

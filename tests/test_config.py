@@ -108,7 +108,7 @@ def towhee(**changes):
 
 BAD = {
     "no dict": ([], TypeError, "config: expected a dict, got list"),
-    "no known form": ({"modules": 1}, ValueError, "config: expected the key 'experts' (short form) or 'expert_dims'"),
+    "no known form": ({"modules": 1}, ValueError, "config: expected the key 'experts' (short form), 'expert_dims'"),
     "no experts": ({"experts": {}}, ValueError, "config: experts: expected at least one expert, got none"),
     "misspelt key": (short(sharde_dim=4), ValueError, "config: unknown key 'sharde_dim'; did you mean 'shared_dim'?"),
     "misspelt expert key": (short(experts={"a": {"dims": 4}}), ValueError, "config: experts['a']: unknown key 'dims'"),
@@ -121,7 +121,7 @@ BAD = {
     "one expert in pairs": (short(experts={"a": 3}), ValueError, "config: use_ce 'pairwise' pairs experts, but there"),
     "unknown form": (short(use_ce="pairs"), ValueError, "config: use_ce: expected one of 'pairwise', "),
     "switch": (short(use_mish=2), TypeError, "config: use_mish: expected True or False, got 2"),
-    "text clusters 0": (short(text={"clusters": 0}), ValueError, "config: text, clusters: expected at least 1, got 0"),
+    "text clusters": (short(text={"clusters": -1}), ValueError, "config: text, clusters: expected at least 0, got -1"),
     "text key": (short(text={"dimension": 3}), ValueError, "config: text: unknown key 'dimension'"),
     "own output_dim": (
         short(experts={"a": {"dim": 3, "output_dim": 5}, "b": 1}),
@@ -131,7 +131,8 @@ BAD = {
     "towhee key": (towhee(use_cee=""), ValueError, "config: unknown key 'use_cee'; did you mean 'use_ce'?"),
     "towhee task": (towhee(task="classification"), ValueError, "config: task: expected 'retrieval', got"),
     "towhee off": (towhee(l2renorm=True), ValueError, "config: l2renorm=True is not supported by this operator"),
-    "towhee concat": (towhee(concat_experts=True), ValueError, "config: concat_experts=True is not supported"),
+    "towhee mix": (towhee(concat_mix_experts=1), ValueError, "config: concat_mix_experts=1 is not supported"),
+    "pairs and concat": (short(concat_experts=True), ValueError, "config: concat_experts goes with neither use_ce nor"),
     "towhee dims": (towhee(expert_dims={"a": 3}), ValueError, "config: expert_dims['a']: expected (input size, output"),
     "towhee clusters": (
         towhee(expert_dims={"audio": (255, 16), "face": (12, 16)}),

@@ -1,0 +1,90 @@
+"""Weight files from the command line, without network.
+
+python -m collaborative_experts convert IN OUT.safetensors [--config CONFIG.json]
+python -m collaborative_experts describe FILE [--config CONFIG.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+from .checkpoint import check_weights, read_config, read_weights, write_weights
+from .config import MSRVTT, CEConfig
+from .model import meta_model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status; what is wrong with a file is one line."""
+    parser = argparse.ArgumentParser(prog="python -m collaborative_experts", description="Weight files of CE models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert_parser = commands.add_parser("convert", help="rewrite a weights file as safetensors with its config inside")
+    describe_parser = commands.add_parser("describe", help="what is in a weights file")
+    for command in (convert_parser, describe_parser):
+        command.add_argument("source", type=Path, metavar="FILE", help=".pth, .pt or .safetensors")
+        command.add_argument("--config", type=Path, help="JSON; default: the one inside FILE, else the MSR-VTT model's")
+    convert_parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors")
+    options = parser.parse_args(arguments)
+    try:
+        config = CEConfig.from_json(options.config) if options.config else read_config(options.source) or MSRVTT
+        if options.command == "convert":
+            convert(options.source, options.target, config)
+            print(describe(options.target, config))
+        else:
+            print(describe(options.source, config))
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def convert(source: Path, target: Path, config: CEConfig) -> None:
+    """Write the weights of `source` as safetensors with the config inside, after a strict check."""
+    weights = read_weights(source)
+    check_weights(weights, meta_model(config).state_dict(), config, source)
+    write_weights(target, weights, config)
+
+
+def describe(path: Path, config: CEConfig) -> str:
+    """Experts, dimensions, parameters, source and hash of a weights file, as text."""
+    model = meta_model(config)
+    check_weights(read_weights(path), model.state_dict(), config, path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    pooled = f"{config.text.clusters} clusters" if config.text.clusters else "one averaged vector"
+    lines = [
+        f"file        {path} ({path.stat().st_size / 1e6:.1f} MB)",
+        f"sha256      {digest}",
+        f"parameters  {sum(x.numel() for x in model.parameters()):,}",
+        f"form        {form(config)}",
+        f"text        {config.text.dim} -> {pooled}, {config.text.max_tokens or 'any number of'} tokens",
+        "experts",
+    ]
+    width = max(len(name) for name in config.expert_names)
+    dims = config.output_dims
+    for expert in config.experts:
+        kind = (
+            f"{expert.clusters} clusters, {expert.max_tokens or 'any number of'} tokens" if expert.variable else "fixed"
+        )
+        lines.append(f"  {expert.name:{width}}  {expert.dim} ({kind}) -> {dims.get(expert.name, 'concatenated')}")
+    return "\n".join(lines)
+
+
+def form(config: CEConfig) -> str:
+    """The kind of model in words."""
+    if config.concat_experts:
+        return "concatenation"
+    if config.use_ce:
+        return f"collaborative experts ({config.use_ce})"
+    kind = (
+        "mixture of embedding experts with reduced dimensions"
+        if config.mimic_ce_dims
+        else "mixture of embedding experts"
+    )
+    return kind + (", equal weights" if config.freeze_weights else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
