@@ -139,11 +139,13 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], config: CECon
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights are written as .safetensors, got the suffix {path.suffix!r}")
     with replacing(path) as temporary:
-        temporary.touch()  # with the permissions that the user's other new files get
+        temporary.touch()
+        mode = temporary.stat().st_mode  # of the user's new files; save_file makes its file private
         try:
             save_file(_unshared(weights), temporary, {CONFIG_KEY: json.dumps(config.to_dict())})
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written: {error}") from error
+        temporary.chmod(mode)
     return path
 
 
