@@ -2,6 +2,7 @@
 # make test    run the tests
 # make install link this folder into your Towhee cache, where ops.video_text_embedding.collaborative_experts() finds it
 # make lint    ruff
+# make bench   speed and memory beside towhee.models' CENet (minutes; on a quiet machine)
 # make image   take img.png anew (needs chromium)
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CACHE = $${TOWHEE_HOME:-$$HOME/.towhee}/operators/video-text-embedding/collaborative-experts/versions/main
 
-.PHONY: demo test lint install image clean
+.PHONY: demo test lint install bench image clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/code_example.py
@@ -20,6 +21,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/memory.py
 
 image: $(VENV)/installed
 	$(BIN)/python examples/make_image.py

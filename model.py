@@ -10,10 +10,11 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from towhee.models.collaborative_experts import CEModule, NetVLAD
 
 from .config import CONCAT, CEConfig
@@ -122,8 +123,20 @@ def _ce_module(config: CEConfig) -> CEModule:
 
 def meta_model(config: CEConfig, modality: Modality = None) -> CEModel:
     """The model without storage: names and shapes to check a file against, and a place to assign tensors to."""
-    with torch.device("meta"):
+    with _LayersOnMeta():
         return CEModel(config, modality)
+
+
+class _LayersOnMeta(TorchFunctionMode):
+    """Makes the layers' parameters on the meta device, and NetVLAD's small ones as zeros. `with torch.device("meta")`
+    would do, but for the arithmetic around them PyTorch then imports its compiler, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.empty:
+            return torch.empty(*args, **(kwargs or {}) | {"device": "meta"})
+        if func is torch.randn:  # and the global random state stays as it was
+            return torch.zeros(*args, **kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def initial_state(config: CEConfig, modality: Modality = None, seed: int = 0) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,28 +84,17 @@ def batch(**settings: Any) -> dict[str, float]:
 
 
 def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
-    """The result of work(), its seconds, and its highest resident memory above the start, looked at every ms."""
-    start, highest, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.001):
-            highest = max(highest, resident() - start)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    begin = time.perf_counter()
+    """The result of work(), its seconds, and its highest resident memory above the start."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far (Linux)
+    start, begin = resident("VmRSS"), time.perf_counter()
     result = work()
-    seconds = time.perf_counter() - begin
-    done.set()
-    watcher.join()
-    return result, seconds, highest
+    return result, time.perf_counter() - begin, resident("VmHWM") - start
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds, mapped files included (Linux)."""
+def resident(key: str) -> int:
+    """Bytes of memory that this process holds, mapped files included: now (VmRSS) or at most (VmHWM)."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
 
 
 if __name__ == "__main__":
