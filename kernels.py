@@ -15,6 +15,9 @@ from torch import Tensor
 EPSILON = 1e-12
 """F.normalize's, which CENet uses: shorter vectors are not stretched."""
 
+FEWEST_ROWS = 6
+"""Fewer rows are padded to so many: oneDNN then reads the weights a fifth faster than for a single row."""
+
 Layer = Callable[[Tensor], Tensor]
 """(rows, in) -> (rows, out)"""
 
@@ -30,7 +33,13 @@ def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, devic
         weight = weight.to(device, dtype, copy=True)
         return lambda x: F.linear(x, weight, bias)
     blocked = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
+
+    def layer(x: Tensor) -> Tensor:
+        rows = len(x)
+        padded = F.pad(x, (0, 0, 0, FEWEST_ROWS - rows)) if rows < FEWEST_ROWS else x
+        return torch.ops.mkldnn._linear_pointwise(padded, blocked, bias, "none", [], "")[:rows]
+
+    return layer
 
 
 INT8_ROWS = 8
