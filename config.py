@@ -142,7 +142,6 @@ class CEConfig:
         concat_experts: no embedding per expert (an ablation of the authors'): the pooled features side by side are
             the video's vector, the pooled text is the text's, the shorter one padded with zeros.
         freeze_weights: every expert has the weight 1/M instead of one predicted from the text.
-        keep_missing_modalities: scores weight every expert 1, missing ones too (an ablation of the authors').
     """
 
     experts: tuple[ExpertConfig, ...]
@@ -157,7 +156,6 @@ class CEConfig:
     num_g_layers: int = 3
     num_h_layers: int = 0
     freeze_weights: bool = False
-    keep_missing_modalities: bool = False
 
     def __post_init__(self) -> None:
         if not self.experts:
@@ -248,7 +246,6 @@ _SWITCHES = (
     "use_mish",
     "use_bn_reason",
     "freeze_weights",
-    "keep_missing_modalities",
 )
 
 
@@ -271,11 +268,12 @@ def _from_short(config: Mapping[str, Any]) -> CEConfig:
 
 # Keys of Towhee's dict that change nothing about an embedding, and are therefore not kept.
 _WITHOUT_EFFECT = ("disable_nan_checks", "verbose", "num_classes", "test_caption_mode", "trn_cat")
-# Keys that CENet takes, but that cannot be honoured here unless they are off: CENet itself fails at the
-# score (l2renorm), needs CUDA (trn_config), gives random outputs (randomise_feats), was never published
-# (concat_mix_experts), or they belong to the spatial expert "detection-sem".
+# Keys that CENet takes, but that cannot be honoured here unless they are off: CENet itself fails at the score
+# (l2renorm), compares missing experts too (keep_missing_modalities), needs CUDA (trn_config), gives random outputs
+# (randomise_feats), was never published so (concat_mix_experts); the others are of the spatial expert "detection-sem".
 _MUST_BE_OFF = (
     "l2renorm",
+    "keep_missing_modalities",
     "randomise_feats",
     "trn_config",
     "concat_mix_experts",

@@ -103,7 +103,7 @@ def _ce_module(config: CEConfig) -> CEModule:
         num_g_layers=config.num_g_layers,
         num_h_layers=config.num_h_layers,
         freeze_weights=config.freeze_weights,
-        keep_missing_modalities=config.keep_missing_modalities,
+        keep_missing_modalities=False,
         trn_config={},
         trn_cat=0,
         random_feats=set(),

@@ -36,7 +36,7 @@ def towhee_dict(config: CEConfig) -> dict:
         "vlad_clusters": {"text": config.text.clusters, **variable},
         "ghost_clusters": {"text": config.text.ghost_clusters},
         "disable_nan_checks": False,
-        "keep_missing_modalities": config.keep_missing_modalities,
+        "keep_missing_modalities": False,
         "test_caption_mode": "indep",
         "randomise_feats": "",
         "feat_aggregation": {name: {"temporal": "vlad" if name in variable else "avg"} for name in names},
