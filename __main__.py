@@ -11,7 +11,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from .checkpoint import check_weights, read_config, read_weights, write_weights
+from .checkpoint import check_weights, read_config, read_notes, read_weights, write_weights
 from .config import MSRVTT, CEConfig
 from .model import meta_model
 
@@ -44,7 +44,7 @@ def convert(source: Path, target: Path, config: CEConfig) -> None:
     """Write the weights of `source` as safetensors with the config inside, after a strict check."""
     weights = read_weights(source)
     check_weights(weights, meta_model(config).state_dict(), config, source)
-    write_weights(target, weights, config)
+    write_weights(target, weights, config, {"source": source.name} | read_notes(source))
 
 
 def describe(path: Path, config: CEConfig) -> str:
@@ -57,6 +57,7 @@ def describe(path: Path, config: CEConfig) -> str:
     lines = [
         f"file        {path} ({path.stat().st_size / 1e6:.1f} MB)",
         f"sha256      {digest}",
+        *(f"{key:11} {value}" for key, value in read_notes(path).items()),
         f"parameters  {sum(x.numel() for x in model.parameters()):,}",
         f"form        {form(config)}",
         f"text        {config.text.dim} -> {pooled}, {config.text.max_tokens or 'any number of'} tokens",

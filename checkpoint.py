@@ -1,19 +1,22 @@
 """Weight files <-> named tensors, strict and safe.
 
 Reads safetensors and PyTorch's `.pth`/`.pt`; nothing in a file is ever executed (`weights_only=True`).
+Names that this process has added to PyTorch's own allow-list (`add_safe_globals`) are the one exception.
 Writes safetensors, with the model's config in its metadata, beside the target and renames it when complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +27,12 @@ from .config import CEConfig
 
 CONFIG_KEY = "collaborative_experts.config"
 """Where a safetensors file keeps its config, as JSON, in its metadata."""
+
+NOTES_KEY = "collaborative_experts.notes"
+"""Where it keeps what else is known of the weights: a dict of strings and booleans, as JSON."""
+
+_LOADING = threading.Lock()
+"""The allow-list for a file that is being read belongs to the process."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -54,13 +63,12 @@ class _MappedTensors(MutableMapping):
     def __init__(self, path: Path) -> None:
         self._path = path
         with _safetensors(path) as file:
-            self._names = dict.fromkeys(file.keys())
+            self._names = _translate(file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
+        theirs = self._names[name]
         with _safetensors(self._path) as file:
-            return file.get_tensor(name)
+            return file.get_tensor(theirs)
 
     def __delitem__(self, name: str) -> None:
         del self._names[name]
@@ -77,15 +85,29 @@ class _MappedTensors(MutableMapping):
 
 def read_config(path: str | Path) -> CEConfig | None:
     """The config that a safetensors file carries; None where there is none. Raises as `read_weights`."""
+    content = _read_metadata(path, CONFIG_KEY)
+    try:
+        return None if content is None else CEConfig.from_dict(content)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from error
+
+
+def read_notes(path: str | Path) -> dict[str, str | bool]:
+    """What a safetensors file says of its weights besides the config; `{}` where it says nothing."""
+    notes = _read_metadata(path, NOTES_KEY)
+    return notes if isinstance(notes, dict) else {}
+
+
+def _read_metadata(path: str | Path, key: str) -> Any:
     path = _existing_file(path)
     if path.suffix != ".safetensors":
         return None
     with _safetensors(path) as file:
-        text = (file.metadata() or {}).get(CONFIG_KEY)
+        text = (file.metadata() or {}).get(key)
     try:
-        return None if text is None else CEConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from error
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its metadata is damaged: {error}") from error
 
 
 def check_weights(
@@ -127,8 +149,10 @@ def _whose(name: str, config: CEConfig) -> str:
     return f"expert {config.expert_names[int(number[1])]!r}; " if number else ""
 
 
-def write_weights(path: str | Path, weights: Mapping[str, Tensor], config: CEConfig) -> Path:
-    """Write safetensors with the config inside; complete, or not at all. Returns the path.
+def write_weights(
+    path: str | Path, weights: Mapping[str, Tensor], config: CEConfig, notes: Mapping[str, str | bool] | None = None
+) -> Path:
+    """Write safetensors with the config and `notes` inside; complete, or not at all. Returns the path.
 
     Raises:
         ValueError: the suffix is not `.safetensors`.
@@ -142,7 +166,8 @@ def write_weights(path: str | Path, weights: Mapping[str, Tensor], config: CECon
         temporary.touch()
         mode = temporary.stat().st_mode  # of the user's new files; save_file makes its file private
         try:
-            save_file(_unshared(weights), temporary, {CONFIG_KEY: json.dumps(config.to_dict())})
+            metadata = {CONFIG_KEY: json.dumps(config.to_dict()), NOTES_KEY: json.dumps(dict(notes or {}))}
+            save_file(_unshared(weights), temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written: {error}") from error
         temporary.chmod(mode)
@@ -164,7 +189,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well and is gone otherwise."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         yield temporary
         temporary.replace(path)
@@ -216,7 +241,8 @@ _INERT = (
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Inert, name) for name in _INERT]):
+        inert = torch.serialization.safe_globals([(_Inert, name) for name in _INERT])
+        with _LOADING, warnings.catch_warnings(), inert:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -233,9 +259,18 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise ValueError(f"{path}: expected a state dict (names to tensors), got {type(content).__name__}")
-    return _translate(content.items())
+    unusual = [name for name, tensor in content.items() if not _is_plain(tensor)]
+    if unusual:
+        raise ValueError(f"{path}: expected plain dense tensors, got others for {', '.join(unusual[:10])}")
+    return {name: content[theirs] for name, theirs in _translate(content).items()}
 
 
-def _translate(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    named = ((name.removeprefix("module."), tensor) for name, tensor in items)
-    return {name: tensor for name, tensor in named if not name.startswith(_DROPPED)}
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+    return dense and tensor.device.type == "cpu"
+
+
+def _translate(names: Iterable[str]) -> dict[str, str]:
+    """{CENet's name: the file's name}, without what is dropped."""
+    named = {name.removeprefix("module."): name for name in names}
+    return {name: theirs for name, theirs in named.items() if not name.startswith(_DROPPED)}

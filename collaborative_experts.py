@@ -69,9 +69,13 @@ class CollaborativeExperts(NNOperator):
             config = CEConfig.from_json(config)
         elif config is not None and not isinstance(config, CEConfig):
             config = CEConfig.from_dict(config)
-        self.weights_path = Path(weights_path) if weights_path is not None else find_weights(config)
+        path = Path(weights_path) if weights_path is not None else find_weights(config)
+        self.weights_path = None if path is None else path.absolute()
+        self._notes: dict[str, str | bool] = {"pretrained": False}
         if self.weights_path is not None:
             config = config or checkpoint.read_config(self.weights_path)
+            self._notes = checkpoint.read_notes(self.weights_path)
+            self._stamp = _stamp(self.weights_path)
         self.config: CEConfig = config or MSRVTT
         check_dtype(self.config, dtype, self.device)
         self.model = self._load_model()
@@ -84,8 +88,8 @@ class CollaborativeExperts(NNOperator):
 
     @property
     def pretrained(self) -> bool:
-        """False while the parameters are the seeded initial ones."""
-        return self.weights_path is not None
+        """False while the parameters are the seeded initial ones, also when these were saved and loaded."""
+        return self._notes.get("pretrained", True) is True
 
     @property
     def shared_type(self) -> SharedType:
@@ -128,8 +132,12 @@ class CollaborativeExperts(NNOperator):
         return self._encode_text(inputs.clean_text(text, self.config, self.device))
 
     def save_weights(self, path: str | Path) -> Path:
-        """Write all weights, of both sides, and the config as one `.safetensors`; returns the path."""
-        return checkpoint.write_weights(path, self._open_weights(), self.config)
+        """Write all weights, of both sides, and the config as one `.safetensors`; returns the path.
+
+        The weights are read anew from where they came, since the operator holds them folded and packed: a
+        ValueError says so if that file has changed, a FileNotFoundError if it is gone.
+        """
+        return checkpoint.write_weights(path, self._open_weights(), self.config, self._notes)
 
     def save_model(self, format: str = "safetensors", path: str | Path | None = None) -> Path:  # noqa: A002, Towhee's name
         """Towhee's export: 'safetensors' (as `save_weights`) or 'pytorch' (a state dict for `towhee.models`).
@@ -183,14 +191,15 @@ class CollaborativeExperts(NNOperator):
         embeddings = self._encode_text(captions)
         if len(captions.batch_shape) == 2 and captions.batch_shape[1] > 1:
             if self.output == "vector":
-                return embeddings.joint().reshape(*captions.batch_shape, -1)
-            return {name: embd.reshape(*captions.batch_shape, -1) for name, embd in embeddings.embds.items()}
+                joint = embeddings.joint()
+                return joint.reshape(*captions.batch_shape, joint.shape[-1])
+            return {name: x.reshape(*captions.batch_shape, x.shape[-1]) for name, x in embeddings.embds.items()}
         return embeddings.joint() if self.output == "vector" else embeddings.embds
 
     # no_grad, not inference_mode: what comes back is to be an ordinary tensor, on which a head can be trained.
 
     def _encode_video(self, video: inputs.VideoInput) -> VideoEmbeddings:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             embds = self.model.encode_video(video.features, video.available)
         # One joint embedding is there if any expert is.
         available = video.available.any(1, keepdim=True) if self.config.concat_experts else video.available
@@ -198,7 +207,7 @@ class CollaborativeExperts(NNOperator):
         return VideoEmbeddings(map_arrays(convert, embds), convert(available))
 
     def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             embds, weights = self.model.encode_text(captions.tokens)
         convert = _converter(captions.numpy, single=not captions.batch_shape)
         return TextEmbeddings(map_arrays(convert, embds), convert(weights))
@@ -212,16 +221,17 @@ class CollaborativeExperts(NNOperator):
         if self.weights_path is None:
             return initial_state(self.config)
         weights = checkpoint.read_weights(self.weights_path)
+        if _stamp(self.weights_path) != self._stamp:
+            raise ValueError(f"{self.weights_path}: this file has changed since the operator was made from it")
         checkpoint.check_weights(weights, meta_model(self.config).state_dict(), self.config, self.weights_path)
         return weights
 
     def _load_model(self) -> Engine | CEModel:
-        weights = self._open_weights() if self.pretrained else initial_state(self.config, self.modality)
+        weights = self._open_weights() if self.weights_path else initial_state(self.config, self.modality)
         if supports(self.config):
             return Engine(self.config, weights, self.modality, self.device, self.dtype)
         model = meta_model(self.config, self.modality)
-        # Copies, because the file may change or vanish while the operator runs.
-        state = {name: weights.pop(name).to(meta.dtype, copy=True) for name, meta in model.state_dict().items()}
+        state = {name: _own(weights.pop(name)) for name in model.state_dict()}
         # Not strict: the names are checked, and load_state_dict trips over those with a dot in an expert.
         model.load_state_dict(state, strict=False, assign=True)
         return model.requires_grad_(False).to(self.device)
@@ -251,16 +261,39 @@ def resolve_device(device: str | torch.device | None, placement: int = -1) -> to
     return device
 
 
+def _own(x: Tensor) -> Tensor:
+    """A copy, in float32: the file it is from may change or vanish while the operator runs."""
+    return x.to(torch.float32 if x.is_floating_point() else x.dtype, copy=True)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What tells that a file is still the same one."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def find_weights(config: CEConfig | None, folder: Path = WEIGHTS_DIR) -> Path | None:
     """The file in `folder` whose config is `config` (any, for None); None if there is none.
 
-    A file without a config of its own counts as the default model.
+    A file without a config of its own counts as the default model. One that cannot be read is passed over
+    with a warning.
 
     Raises:
         ValueError: several fit, and none is the default model's.
     """
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in checkpoint.SUFFIXES]
-    fitting = [path for path in files if config is None or (checkpoint.read_config(path) or MSRVTT) == config]
+    fitting = []
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in checkpoint.SUFFIXES or not path.is_file():
+            continue
+        try:
+            found = checkpoint.read_config(path) or MSRVTT
+        except ValueError as error:
+            warnings.warn(f"passed over: {error}", stacklevel=2)
+            continue
+        if config in (None, found):
+            fitting.append(path)
     if len(fitting) < 2:
         return fitting[0] if fitting else None
     if folder / DEFAULT_WEIGHTS in fitting:

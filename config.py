@@ -174,7 +174,7 @@ class CEConfig:
         _check_size(self.num_h_layers, "config: num_h_layers", least=0)
         for name in _SWITCHES:
             # Towhee's dict has 0 and 1 here.
-            if getattr(self, name) not in (0, 1):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) not in (0, 1):
                 raise TypeError(f"config: {name}: expected True or False, got {getattr(self, name)!r}")
             object.__setattr__(self, name, bool(getattr(self, name)))
         if self.shares_dim:
@@ -228,7 +228,7 @@ class CEConfig:
             raise FileNotFoundError(f"config: there is no file {path}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"config: {path} is not JSON: {error}") from error
         return cls.from_dict(content)
 
@@ -298,7 +298,7 @@ _TOWHEE_SAME = ("use_ce", "num_h_layers", "num_g_layers", *_SWITCHES)
 def _from_towhee(config: Mapping[str, Any]) -> CEConfig:
     """The keyword arguments of `towhee.models`' CENet, as `create_model(config)` takes them."""
     _check_keys(config, (*_TOWHEE_OWN, *_TOWHEE_SAME, *_MUST_BE_OFF, *_WITHOUT_EFFECT), "config")
-    if "retrieval" not in config.get("task", "retrieval"):
+    if "retrieval" not in str(config.get("task", "retrieval")):
         raise ValueError(f"config: task: expected 'retrieval', got {config['task']!r}")
     _check_off(config, "config")
     clusters = _optional(config, "vlad_clusters")
@@ -335,6 +335,8 @@ def _expert_from_towhee(name: str, dims: Any, config: Mapping[str, Any], own_dim
         raise ValueError(f"{where}: the spatial expert 'detection-sem' is not supported by this operator")
     if not isinstance(dims, tuple | list) or len(dims) != 2:
         raise ValueError(f"{where}: expected (input size, output size), got {dims!r}")
+    _check_size(dims[0], f"{where}, input size")
+    _check_size(dims[1], f"{where}, output size")
     pooled, output_dim = dims[0], dims[1] if own_dims else None
     temporal = _optional(_optional(config, "feat_aggregation"), name).get("temporal")
     variable = temporal == "vlad" if temporal else name in config["vlad_clusters"]
@@ -380,8 +382,11 @@ def _from_authors(config: Mapping[str, Any]) -> CEConfig:
     _check_keys(args, known, "config: arch, args")
     _check_off(args, "config: arch, args")
     same, own_dims = _same_as_cenet(args)
-    dropped = [name for name in str(experts.get("drop_feats", "")).split(",") if name]
-    names = [name for name in sorted(_need(experts, "modalities", "experts")) if name not in dropped]
+    modalities = _need(experts, "modalities", "experts")
+    if not isinstance(modalities, list | tuple) or not all(isinstance(name, str) for name in modalities):
+        raise TypeError(f"config: experts, modalities: expected a list of names, got {modalities!r}")
+    dropped = [name.strip() for name in str(experts.get("drop_feats", "")).split(",")]
+    names = [name for name in sorted(modalities) if name not in dropped]
     return CEConfig(
         experts=tuple(_expert_from_authors(name, experts, args, loader, own_dims) for name in names),
         text=_text_from_authors(experts, args, loader),
@@ -414,14 +419,16 @@ def _expert_from_authors(name: str, experts: Mapping, args: Mapping, loader: Map
         dim = _need(experts, "face_dim", "experts")
     else:
         sizes = _section(features, "feat_dims", where)
-        dim = _need(sizes, _need(features, "type", where), f"{where}, feat_dims") * len(forms)
+        size = _need(sizes, str(_need(features, "type", where)), f"{where}, feat_dims")
+        _check_size(size, f"config: {where}, feat_dims")
+        dim = size * len(forms)
     return ExpertConfig(name, dim, output_dim=dim if own_dims else None)
 
 
 def _text_from_authors(experts: Mapping, args: Mapping, loader: Mapping) -> TextConfig:
     dims = {encoder: dim for dim, encoders in TEXT_DIMS.items() for encoder in encoders}
-    encoder = experts.get("text_feat")
-    dim = experts.get("text_dim", dims.get(encoder))
+    encoder = str(experts.get("text_feat"))
+    dim = experts.get("text_dim") or dims.get(encoder)
     if dim is None:
         raise ValueError(
             f"config: experts, text_feat: the dimension of {encoder!r} is not known{nearest(encoder, dims)}; "
@@ -429,10 +436,13 @@ def _text_from_authors(experts: Mapping, args: Mapping, loader: Mapping) -> Text
         )
     clusters = _need(_section(args, "vlad_clusters", "arch, args"), "text", "arch, args, vlad_clusters")
     tokens = _optional(loader, "max_tokens").get("text", 37)
-    if (experts.get("text_agg", "vlad") == "avg") != (clusters == 0) or (clusters == 0 and tokens != 1):
+    pooling = experts.get("text_agg", "vlad")
+    if pooling not in ("vlad", "avg"):
+        raise ValueError(f"config: experts, text_agg: expected 'vlad' or 'avg', got {pooling!r}")
+    if (pooling == "avg") != (clusters == 0) or (clusters == 0 and tokens != 1):
         raise ValueError(
             "config: experts, text_agg: 'avg' goes with vlad_clusters['text'] 0 and max_tokens['text'] 1, got "
-            f"{experts.get('text_agg', 'vlad')!r}, {clusters} and {tokens}"
+            f"{pooling!r}, {clusters} and {tokens}"
         )
     return TextConfig(dim, clusters, _optional(args, "ghost_clusters").get("text", 0), tokens)
 

@@ -2,7 +2,7 @@
 
 Every problem is raised as TypeError or ValueError before anything is computed, and says which argument,
 which expert, which rows, what was expected and what came. What passes is clean: float32 tensors on the
-operator's device, zeros where an expert is missing, and the availability `(B, M)`.
+operator's device, and the availability `(B, M)`, which says what of them is to be read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from torch import Tensor
 
 from .config import CEConfig, ExpertConfig, TextConfig, nearest
 
+LARGEST = 1e15
+"""Features beyond this are refused: their squares, which every normalisation sums, overflow float32."""
+
 
 @dataclass(frozen=True)
 class VideoInput:
     """Features of a batch of videos.
 
     Attributes:
-        features: {expert: (B, dim) or (B, N, dim)} float32 for every expert of the model; missing rows are 0.
+        features: {expert: (B, dim) or (B, N, dim)} float32 for every expert of the model; in the rows of
+            missing experts is what the caller passed, NaN or anything else.
         available: (B, M) bool, experts in the model's order.
         single: one video came without a batch axis (B is 1 here).
         numpy: the caller passed NumPy arrays or lists, and gets NumPy arrays.
@@ -68,7 +72,8 @@ def clean_video(
     for expert in config.experts:
         flag = _expand_flag(flags.get(expert.name), expert.name, size, single)
         if expert.name in given:
-            x, there = _mask_missing(given[expert.name].values, flag, f"experts[{expert.name!r}]")
+            x = given[expert.name].values
+            there = _available_rows(x, flag, f"experts[{expert.name!r}]")
         else:
             x, there = _absent(expert, size), torch.zeros(size, dtype=torch.bool)
         features[expert.name] = x.to(device)
@@ -93,10 +98,12 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
     captions = None
     if depth == 4:
         text, captions = _join_captions(text, config.text.dim)
-    batch = _batch(text, "text", config.text)
+    batch = _batch(text, "text", config.text, captions)
     bad = _rows_where(~_finite_rows(batch.values))
     if len(bad):
-        raise ValueError(f"text, {_rows(bad)}: expected finite token embeddings, got NaN or Inf")
+        raise ValueError(
+            f"text, {_rows(bad, captions)}: expected finite token embeddings, got NaN, Inf or beyond {LARGEST:g}"
+        )
     if config.text.clusters == 0 and batch.values.shape[1] != 1 and len(batch.values):
         raise ValueError(
             f"text: expected one averaged vector a text (W = 1), because this model does not pool tokens, "
@@ -120,11 +127,14 @@ class _Batch:
     single: bool
 
 
-def _batch(value: Any, where: str, of: ExpertConfig | TextConfig) -> _Batch:
-    """One argument as a batch: arrays as they are, lists of items stacked (sequences padded or cut)."""
+def _batch(value: Any, where: str, of: ExpertConfig | TextConfig, captions: int | None = None) -> _Batch:
+    """One argument as a batch: arrays as they are, lists of items stacked (sequences padded or cut).
+
+    `captions` is K where the rows are captions of videos, for what an error says of them.
+    """
     item_depth = 2 if of.variable else 1
-    if isinstance(value, list | tuple) and (len(value) == 0 or _depth(value) > item_depth):
-        return _Batch(_stack(value, where, of), single=False)
+    if isinstance(value, list | tuple) and (all(item is None for item in value) or _depth(value) > item_depth):
+        return _Batch(_stack(value, where, of, captions), single=False)
     x = _to_float32(value, where)
     if x.ndim == item_depth + 1 and x.shape[0] == 0:
         return _Batch(_stack([], where, of), single=False)  # even with an empty token axis
@@ -134,7 +144,7 @@ def _batch(value: Any, where: str, of: ExpertConfig | TextConfig) -> _Batch:
     return _Batch(x[None] if single else x, single)
 
 
-def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig) -> Tensor:
+def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig, captions: int | None = None) -> Tensor:
     """A list with one item a row. Sequences are always padded or cut to `max_tokens`, whatever their
     lengths: padding takes part in NetVLAD, so an item's embedding must not depend on its neighbours'."""
     dim, variable, max_tokens = of.dim, of.variable, of.max_tokens
@@ -142,16 +152,23 @@ def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig) -> T
         raise ValueError(
             f"{where}: a list of sequences needs max_tokens in the config; set it, or pass one dense array"
         )
-    stacked = torch.zeros((len(items), max_tokens or 1, dim) if variable else (len(items), dim))
+    is_text = isinstance(of, TextConfig)
+    size = (len(items), max_tokens or 1, dim) if variable else (len(items), dim)
+    stacked = torch.zeros(size, dtype=torch.float32)
     for row, item in enumerate(items):
-        if item is None:
+        if item is None and not is_text:
             stacked[row] = torch.nan
             continue
-        x = _to_float32(item, f"{where}, row {row}")
+        here = f"{where}, {_rows([row], captions)}"
+        expected = (
+            f"({'W' if is_text else 'N'}, {dim}) with {'W' if is_text else 'N'} >= 1" if variable else f"({dim},)"
+        )
+        if item is None:
+            raise ValueError(f"{here}: expected {expected}, got None")
+        x = _to_float32(item, here)
         if x.ndim != (2 if variable else 1) or x.shape[-1] != dim or (variable and len(x) == 0):
-            expected = f"(N, {dim}) with N >= 1" if variable else f"({dim},)"
-            hint = "; a video without this expert is None" if x.numel() == 0 else ""
-            raise ValueError(f"{where}, row {row}: expected {expected}, got {tuple(x.shape)}{hint}")
+            hint = "; a video without this expert is None" if x.numel() == 0 and not is_text else ""
+            raise ValueError(f"{here}: expected {expected}, got {tuple(x.shape)}{hint}")
         if variable:
             stacked[row, : len(x)] = x[:max_tokens]
         else:
@@ -162,7 +179,8 @@ def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig) -> T
 def _to_float32(value: Any, where: str) -> Tensor:
     """Any real array or nested list as a float32 tensor, without a copy where none is needed."""
     if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+        _check_dense(value, where)
+        if value.is_complex() or value.is_quantized:
             raise TypeError(
                 f"{where}: expected a dense tensor of floats or integers, got {value.dtype}, {value.layout}"
             )
@@ -170,7 +188,9 @@ def _to_float32(value: Any, where: str) -> Tensor:
             raise TypeError(f"{where}: expected floats or integers, got {value.dtype}")
         return value.detach().to(torch.float32).contiguous()
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
-        value = [item.detach().cpu().numpy() if isinstance(item, Tensor) else item for item in value]
+        value = [_to_float32(item, where).cpu().numpy() if isinstance(item, Tensor) else item for item in value]
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{where}: expected an array, got a masked one; fill it with NaN where an expert is missing")
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -183,12 +203,23 @@ def _to_float32(value: Any, where: str) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
+def _check_dense(value: Tensor, where: str) -> None:
+    if value.layout != torch.strided or value.is_nested or value.device.type == "meta":
+        raise TypeError(
+            f"{where}: expected a dense tensor of floats or integers, got {value.dtype}, {value.layout} "
+            f"on {value.device}"
+        )
+
+
 def _depth(value: Any) -> int:
     """Number of axes of an array, or of lists nested in lists; None items count as whatever their neighbours are."""
-    if isinstance(value, list | tuple):
-        first = next((item for item in value if item is not None), None)
-        return 1 if first is None else 1 + _depth(first)
-    return getattr(value, "ndim", 0)
+    if not isinstance(value, list | tuple):
+        return getattr(value, "ndim", 0)
+    items = [item for item in value if item is not None]
+    first = next((item for item in items if not isinstance(item, list | tuple) or len(item)), None)
+    if first is None:
+        return 2 if items else 1
+    return 1 + _depth(first)
 
 
 def _leaves(values: Iterable[Any]) -> Iterable[Any]:
@@ -203,10 +234,10 @@ def _leaves(values: Iterable[Any]) -> Iterable[Any]:
 def _join_captions(text: Any, dim: int) -> tuple[Any, int]:
     """(B, K, W, dim) -> (B * K, W, dim) and K, for an array or for lists of K sequences each."""
     if not isinstance(text, list | tuple):
-        if text.shape[1] == 0:
-            raise ValueError(f"text: expected (B, K, W, {dim}) with K >= 1, got {tuple(text.shape)}")
+        if text.shape[0] and (text.shape[1] == 0 or text.shape[2] == 0 or text.shape[3] != dim):
+            raise ValueError(f"text: expected (B, K, W, {dim}) with K >= 1 and W >= 1, got {tuple(text.shape)}")
         return text.reshape(text.shape[0] * text.shape[1], *text.shape[2:]), text.shape[1]
-    counts = [len(captions) if captions is not None else 0 for captions in text]
+    counts = [len(captions) if hasattr(captions, "__len__") else 0 for captions in text]
     wrong = [row for row, count in enumerate(counts) if count != counts[0] or count == 0]
     if wrong:
         raise ValueError(
@@ -223,6 +254,7 @@ def _flags(value: Any, name: str) -> Tensor:
     """Availability of one expert as given: 0/1 of any type -> bool, () or (B,)."""
     where = f"ind[{name!r}]"
     if isinstance(value, Tensor):
+        _check_dense(value, where)
         x = value.detach().cpu()
     else:
         try:
@@ -275,31 +307,31 @@ def _expand_flag(flag: Tensor | None, name: str, size: int, single: bool) -> Ten
     return flag.reshape(size)
 
 
-def _mask_missing(x: Tensor, flag: Tensor | None, where: str) -> tuple[Tensor, Tensor]:
-    """Features with zeros in the missing rows, and which rows are available."""
+def _available_rows(x: Tensor, flag: Tensor | None, where: str) -> Tensor:
+    """(B,) bool: as `flag` says, else where there is no NaN."""
     finite = _finite_rows(x).cpu()
     if flag is None:
         flag = finite if finite.all() else ~x.isnan().flatten(1).any(1).cpu()
     bad = _rows_where(flag & ~finite)
     if len(bad):
         raise ValueError(
-            f"{where}, {_rows(bad)}: expected finite features where ind is 1, got NaN or Inf; set ind to 0 for a "
-            "missing expert"
+            f"{where}, {_rows(bad)}: expected finite features where ind is 1, got NaN, Inf or beyond {LARGEST:g}; set "
+            "ind to 0 for a missing expert"
         )
-    if flag.all():
-        return x, flag
-    return x.masked_fill(~flag.to(x.device).view(-1, *[1] * (x.ndim - 1)), 0), flag
+    return flag
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """(B,) bool. A row's sum is finite only if all of it is, so the elements are looked at only if a sum is not."""
+    """(B,) bool. A row's length bounds its elements, which are looked at only if it does not settle the matter."""
     rows = x.flatten(1)
-    finite = rows.sum(1).isfinite()
-    return finite if finite.all() else rows.isfinite().all(1)
+    finite = torch.linalg.vector_norm(rows, dim=1) <= LARGEST
+    return finite if finite.all() else (rows.abs() <= LARGEST).all(1)
 
 
 def _absent(expert: ExpertConfig, size: int) -> Tensor:
-    return torch.zeros((size, 1, expert.dim) if expert.variable else (size, expert.dim))
+    """Zeros of one row's memory."""
+    zero = torch.zeros((1, 1, expert.dim) if expert.variable else (1, expert.dim), dtype=torch.float32)
+    return zero.expand(size, *zero.shape[1:])
 
 
 # --- words --------------------------------------------------------------------------------------------
@@ -314,6 +346,8 @@ def _check_names(value: Any, where: str, config: CEConfig) -> None:
 
 
 def _expected(of: ExpertConfig | TextConfig) -> str:
+    if isinstance(of, TextConfig):
+        return f"(B, W, {of.dim}) or one (W, {of.dim}) with W >= 1"
     return f"(B, N, {of.dim}) or one (N, {of.dim}) with N >= 1" if of.variable else f"(B, {of.dim}) or one ({of.dim},)"
 
 
@@ -328,7 +362,11 @@ def _rows_where(mask: Tensor) -> list[int]:
     return mask.nonzero().flatten().tolist()
 
 
-def _rows(rows: Sequence[int]) -> str:
+def _rows(rows: Sequence[int], captions: int | None = None) -> str:
+    """Which rows; with `captions` K, which video's caption each is."""
+    if captions is not None and captions > 1:
+        named = [f"{row // captions} caption {row % captions}" for row in rows]
+        return f"row {named[0]}" if len(rows) == 1 else f"rows {_first_ten(named)}"
     return f"row {rows[0]}" if len(rows) == 1 else f"rows {_first_ten(rows)}"
 
 

@@ -45,18 +45,24 @@ def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, devic
 INT8_ROWS = 8
 """Up to so many rows, reading the weights is what takes the time, and int8 halves it again."""
 
+INT8_COLUMNS = 16
+"""PyTorch's kernel reads the weights in pieces of so many, past the end of a row that is no multiple of it."""
+
 
 def int8_linear(weight: Tensor, bias: Tensor) -> Layer:
     """x -> x W^T + b on CPU with weights in int8, one scale per output row; activations stay as they are."""
     scale = weight.abs().amax(1, keepdim=True).clamp_min(EPSILON) / 127
-    quantised = (weight / scale).round_().to(torch.int8)
+    missing = -weight.shape[1] % INT8_COLUMNS
+    quantised = F.pad((weight / scale).round_().to(torch.int8), (0, missing))
     scale, bias = scale[:, 0].clone(), bias.clone()
+    short_scale = scale.bfloat16()
 
     def layer(x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, missing)) if missing else x
         if len(x) <= INT8_ROWS:
-            product = torch.ops.aten._weight_int8pack_mm(x.bfloat16(), quantised, scale.bfloat16()).float()
+            product = torch.ops.aten._weight_int8pack_mm(padded.bfloat16(), quantised, short_scale).float()
         else:
-            product = F.linear(x, quantised.to(x.dtype)).float().mul_(scale)
+            product = F.linear(padded, quantised.to(x.dtype)).float().mul_(scale)
         return product.add_(bias).to(x.dtype)
 
     return layer

@@ -30,6 +30,15 @@ _SIDES = {
 """The children of CEModule that each side uses."""
 
 
+class _AnyNames(nn.Module):
+    """Holds modules by any name; nn.ModuleDict refuses some, such as "audio.vggish", "keys" and "training"."""
+
+    def train(self, mode: bool = True) -> _AnyNames:
+        for child in self.children():
+            child.train(mode)
+        return self
+
+
 class CEModel(nn.Module):
     """Collaborative Experts in evaluation mode; clean tensors in, embeddings out (inputs.py cleans).
 
@@ -41,8 +50,7 @@ class CEModel(nn.Module):
         self.config = config
         self.ce = _ce_module(config)
         if modality != "text":
-            # nn.ModuleDict refuses names such as "audio.vggish" and "keys"; a bare container does not.
-            self.pooling = nn.Module()
+            self.pooling = _AnyNames()
             for expert in config.experts:
                 if expert.variable:
                     self.pooling._modules[expert.name] = NetVLAD(expert.clusters, expert.dim)
@@ -55,12 +63,13 @@ class CEModel(nn.Module):
         self.eval()
 
     def encode_video(self, features: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
-        """Features (B, dim) or (B, N, dim) of every expert, 0 where missing; available (B, M) bool -> (B, D) each."""
-        pooled = OrderedDict(
-            (expert.name, self.pooling._modules[expert.name](features[expert.name]) if expert.variable
-             else features[expert.name])
-            for expert in self.config.experts
-        )  # fmt: skip
+        """Features (B, dim) or (B, N, dim) of every expert, anything where missing; available (B, M) -> (B, D) each."""
+        pooled = OrderedDict()
+        for i, expert in enumerate(self.config.experts):
+            x = features[expert.name]
+            if not available[:, i].all():
+                x = x.masked_fill(~available[:, i].view(-1, *[1] * (x.ndim - 1)), 0)
+            pooled[expert.name] = self.pooling._modules[expert.name](x) if expert.variable else x
         if self.config.concat_experts:
             return {CONCAT: _padded(torch.cat(list(pooled.values()), dim=1), self.config)}
         ind = dict(zip(pooled, available.to(next(iter(pooled.values())).dtype).unbind(1), strict=True))
@@ -140,21 +149,41 @@ class _LayersOnMeta(TorchFunctionMode):
 
 
 def initial_state(config: CEConfig, modality: Modality = None, seed: int = 0) -> dict[str, Tensor]:
-    """CENet's initial distribution, each layer from a seed of its own.
+    """CENet's initial distribution, each layer from a generator of its own.
 
     A layer's values depend on its name and `seed` alone, so that an operator of one side holds the same
-    numbers as one of both, on every machine. The global random state is left as it was.
+    numbers as one of both, on every machine and in every thread. The global random state is not touched.
     """
     model = meta_model(config, modality)
-    with torch.random.fork_rng(devices=[]):
-        for name, module in model.named_modules():
-            if not any(True for _ in module.parameters(recurse=False)):
-                continue
-            torch.manual_seed(seed + zlib.crc32(name.encode()))
-            if isinstance(module, NetVLAD):
-                fresh = NetVLAD(module.cluster_size, module.feature_size, module.ghost_clusters)
-                module.clusters, module.clusters2 = fresh.clusters, fresh.clusters2
-            else:
-                module.to_empty(device="cpu", recurse=False)
-                module.reset_parameters()
-    return model.state_dict()
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+        for key, x in _initial_parameters(module, generator).items():
+            state[f"{name}.{key}"] = x
+    return state
+
+
+def _initial_parameters(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """As the layer's own constructor draws them, without the global generator."""
+    if isinstance(module, NetVLAD):
+        shapes = {"clusters": module.clusters.shape, "clusters2": module.clusters2.shape}
+        scale = module.feature_size**-0.5
+        return {
+            key: torch.randn(*shape, generator=generator, dtype=torch.float32) * scale for key, shape in shapes.items()
+        }
+    if isinstance(module, nn.Linear):
+        bound = module.in_features**-0.5
+        shapes = {"weight": module.weight.shape, "bias": module.bias.shape}
+        empty = {key: torch.empty(shape, dtype=torch.float32) for key, shape in shapes.items()}
+        return {key: x.uniform_(-bound, bound, generator=generator) for key, x in empty.items()}
+    if isinstance(module, nn.BatchNorm1d):
+        size = module.num_features
+        ones, zeros = torch.ones(size, dtype=torch.float32), torch.zeros(size, dtype=torch.float32)
+        return {
+            "weight": ones,
+            "bias": zeros,
+            "running_mean": zeros.clone(),
+            "running_var": ones.clone(),
+            "num_batches_tracked": torch.tensor(0),
+        }
+    return {}

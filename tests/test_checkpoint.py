@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -26,13 +27,16 @@ def state():
     return cenet(SMALL).state_dict()
 
 
-@pytest.mark.parametrize(
-    "name", ["weights.pth", "weights.pt", "weights.safetensors", "nested.pth", "module.pth", "legacy.pth"]
-)
+FILES = ("w.pth", "w.pt", "w.safetensors", "module.safetensors", "nested.pth", "module.pth", "legacy.pth")
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_files_that_load(name, state, small_op, tmp_path):
     path = tmp_path / name
-    if name == "weights.safetensors":
+    if name == "w.safetensors":
         save_file(state, path)
+    elif name == "module.safetensors":
+        save_file({f"module.{key}": x for key, x in state.items()}, path)
     elif name == "nested.pth":
         torch.save({"epoch": 3, "state_dict": state}, path)
     elif name == "module.pth":
@@ -82,6 +86,41 @@ def test_saving_over_its_own_file(small_op, tmp_path):
     op = CollaborativeExperts(weights_path=path, device="cpu")
     op.save_weights(path)
     assert same(CollaborativeExperts(weights_path=path, device="cpu"), small_op)
+
+
+def test_saving_when_the_source_has_changed_or_gone(small_op, state, tmp_path, monkeypatch):
+    """The operator holds its weights folded, so it must not pass off another file's as its own."""
+    monkeypatch.chdir(tmp_path)
+    path = small_op.save_weights("w.safetensors")
+    op = CollaborativeExperts(weights_path=path, device="cpu")
+    monkeypatch.chdir(tmp_path.parent)
+    op.save_weights(tmp_path / "copy.safetensors")
+    write_weights(tmp_path / path, {key: x * 2 for key, x in state.items()}, SMALL)
+    with pytest.raises(ValueError, match="this file has changed since the operator was made from it"):
+        op.save_weights(tmp_path / "copy.safetensors")
+    (tmp_path / path).unlink()
+    with pytest.raises(FileNotFoundError, match="there is no such weights file"):
+        op.save_weights(tmp_path / "copy.safetensors")
+
+
+def test_initial_weights_do_not_become_pretrained_by_saving(tmp_path):
+    with pytest.warns(UserWarning, match="seeded initial parameters"):
+        path = CollaborativeExperts(SMALL, device="cpu").save_weights(tmp_path / "w.safetensors")
+    with pytest.warns(UserWarning, match="seeded initial parameters"):
+        op = CollaborativeExperts(weights_path=path, device="cpu")
+    assert not op.pretrained
+
+
+def test_threads_that_save_to_one_path_and_load(small_op, tmp_path):
+    torch.save({"state_dict": cenet(SMALL).state_dict()}, tmp_path / "w.pth")
+
+    def both(_):
+        small_op.save_weights(tmp_path / "w.safetensors")
+        return CollaborativeExperts(SMALL, tmp_path / "w.pth", device="cpu")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(same(op, small_op) for op in pool.map(both, range(16)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.pth", "w.safetensors"]
 
 
 def test_outputs_do_not_depend_on_the_file_afterwards(small_op, tmp_path):
@@ -192,7 +231,7 @@ def test_the_config_in_the_metadata(state, tmp_path):
     assert read_config(path) == SMALL
     assert load_file(path).keys() == state.keys()
     save_file(state, path, {"collaborative_experts.config": "{"})
-    with pytest.raises(ValueError, match="its metadata holds no config of this version"):
+    with pytest.raises(ValueError, match="its metadata is damaged"):
         read_config(path)
 
 

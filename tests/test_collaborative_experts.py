@@ -123,6 +123,13 @@ def test_unpretrained_is_seeded_and_warned_of_once():
         assert largest_difference(text_embds, expected[0]) == largest_difference(vid_embds, expected[1]) == 0
 
 
+def test_initial_parameters_do_not_depend_on_threads():
+    expected = initial_state(SMALL)
+    with ThreadPoolExecutor(4) as pool:
+        for state in pool.map(lambda _: initial_state(SMALL), range(16)):
+            assert all(torch.equal(state[name], x) for name, x in expected.items())
+
+
 def test_initial_parameters_have_cenets_distribution():
     state, reference = initial_state(SMALL), cenet(SMALL).state_dict()
     assert {name: x.shape for name, x in state.items()} == {name: x.shape for name, x in reference.items()}
@@ -136,6 +143,11 @@ def test_the_weights_folder(small_op, tmp_path):
     assert find_weights(None, tmp_path) is None
     assert find_weights(SMALL, tmp_path / "absent") is None
     (tmp_path / "notes.txt").touch()
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.warns(UserWarning, match=r"passed over: .*junk.safetensors: not a complete safetensors file"):
+        assert find_weights(SMALL, tmp_path) is None
+    (tmp_path / "junk.safetensors").unlink()
     own = small_op.save_weights(tmp_path / "own.safetensors")
     assert find_weights(None, tmp_path) == own
     assert find_weights(SMALL, tmp_path) == own

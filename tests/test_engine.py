@@ -204,14 +204,21 @@ def test_negated_mish():
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 300])
-def test_packed_and_int8_layers(rows):
+def test_packed_layers(rows):
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator) for size in ((rows, 96), (40, 96), (40,)))
     exact = x.double() @ weight.double().T + bias
     assert (packed_linear(weight, bias, torch.float32, CPU)(x) - exact).abs().max() < 2e-5
     assert (packed_linear(weight, None, torch.float32, CPU)(x) - (exact - bias)).abs().max() < 2e-5
-    cosine = torch.nn.functional.cosine_similarity(int8_linear(weight, bias)(x).double(), exact)
-    assert cosine.min() > 0.999
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 300])
+@pytest.mark.parametrize("columns", [1, 5, 16, 40, 300, 1000, 96])
+def test_int8_layers_of_any_width(rows, columns):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*size, generator=generator) for size in ((rows, columns), (40, columns), (40,)))
+    exact = x.double() @ weight.double().T + bias
+    assert torch.nn.functional.cosine_similarity(int8_linear(weight, bias)(x).double(), exact).min() > 0.999
 
 
 # --- threads ------------------------------------------------------------------------------------------
@@ -233,5 +240,6 @@ def test_threads_give_the_same_numbers():
 
 def test_forms_that_run_through_cenet():
     for changes in ({"use_ce": "triplet"}, {"use_ce": "pairwise-star"}, {"num_h_layers": 1}):
-        assert not supports(replace(SMALL, **changes))
-    assert cenet(SMALL).state_dict().keys() == meta_model(SMALL).state_dict().keys()
+        config = replace(SMALL, **changes)
+        assert not supports(config)
+        assert cenet(config).state_dict().keys() == meta_model(config).state_dict().keys()

@@ -129,6 +129,8 @@ def test_no_video_and_one(videos, small_op):
     if not videos:
         experts["ocr"] = np.zeros((0, 0, 300))
         experts["face"] = []
+        many = np.zeros((0, 3, 7, 24), dtype=np.float32)
+        assert small_op(experts, None, many)[0]["face"].shape == (0, 3, 16)
         text_embds, vid_embds = small_op(experts, None, [])
         assert {x.shape for x in (*text_embds.values(), *vid_embds.values())} == {(0, 16)}
 
@@ -193,6 +195,30 @@ def test_availability_is_read_off_the_data(small_op):
         assert largest_difference(got.embds, expected.embds) == 0
 
 
+def test_a_batch_in_which_nobody_has_an_expert(small_op):
+    experts, _, _ = random_inputs(SMALL, 3)
+    for nobody in ([None] * 3, (None, None, None)):
+        got = small_op.encode_video({**experts, "ocr": nobody, "face": nobody}, {"face": [0, 0, 0]})
+        assert got.available.tolist() == [[True, False, True, False]] * 3
+    assert small_op.encode_text([torch.ones(24, dtype=torch.bfloat16)] * 3).weights.shape == (4,)
+
+
+def test_under_autocast_and_another_default_dtype(small_op):
+    """The usual contexts of a training loop change nothing."""
+    experts, _, text = random_inputs(SMALL, 3)
+    experts["face"][1] = NAN
+    expected = small_op(experts, None, text)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = small_op(experts, None, text)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = small_op({**experts, "ocr": list(experts["ocr"])}, None, text)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for got in (under, other):
+        assert largest_difference(got[0], expected[0]) == largest_difference(got[1], expected[1]) == 0
+
+
 def test_experts_left_out_are_missing_for_all(small_op):
     experts, ind, _ = random_inputs(SMALL, 3)
     expected = small_op.encode_video(experts, {**ind, "audio": [0, 0, 0], "motion": [0, 0, 0]})
@@ -239,7 +265,7 @@ def test_any_mix_of_missing_rows(small_op, data):
     for name, x in experts.items():
         flags = data.draw(st.lists(st.booleans(), min_size=videos, max_size=videos))
         ind[name] = np.array(flags)
-        how = data.draw(st.sampled_from(["ind", "nan", "none"] if any(flags) else ["ind", "nan", "absent"]))
+        how = data.draw(st.sampled_from(["ind", "nan", "none"] + ["absent"] * (not any(flags))))
         if how == "ind":
             garbage = data.draw(st.sampled_from([0.0, NAN, INF, 1e38]))
             messy[name], messy_ind[name] = changed(x, ~ind[name], garbage), flags
@@ -269,7 +295,7 @@ BAD = {
     "wrong batch": (lambda e, i, t: ({**e, "motion": np.ones((4, 20))}, i, t), ValueError, "experts['motion']: expected 3 videos like experts['audio'], got 4"),
     "one among many": (lambda e, i, t: ({**e, "face": np.ones(12)}, i, t), ValueError, "experts['face']: expected a batch of 3 like experts['audio'], got one video (12,)"),
     "empty token axis": (lambda e, i, t: ({**e, "ocr": np.ones((3, 0, 300))}, i, t), ValueError, "experts['ocr']: expected (B, N, 300) or one (N, 300) with N >= 1, got (3, 0, 300)"),
-    "NaN where ind is 1": (lambda e, i, t: ({**e, "face": changed(e["face"], (1, 4), NAN)}, i, t), ValueError, "experts['face'], row 1: expected finite features where ind is 1, got NaN or Inf"),
+    "NaN where ind is 1": (lambda e, i, t: ({**e, "face": changed(e["face"], (1, 4), NAN)}, i, t), ValueError, "experts['face'], row 1: expected finite features where ind is 1, got NaN, Inf or beyond 1e+15; set ind to 0 for a missing expert"),
     "Inf where ind is 1": (lambda e, i, t: ({**e, "ocr": changed(e["ocr"], ([0, 2], 1, 4), INF)}, i, t), ValueError, "experts['ocr'], rows [0, 2]: expected finite"),
     "Inf without ind": (lambda e, i, t: ({**e, "face": changed(e["face"], (2, 4), -INF)}, None, t), ValueError, "experts['face'], row 2: expected finite"),
     "beyond float32": (lambda e, i, t: ({**e, "face": np.full((3, 12), 1e300)}, i, t), ValueError, "experts['face'], rows [0, 1, 2]: expected finite"),
@@ -294,14 +320,24 @@ BAD = {
     "ind strings": (lambda e, i, t: (e, {**i, "face": ["1", "0", "1"]}, t), TypeError, "ind['face']: expected 0 or 1, got dtype <U1"),
     "ind ragged": (lambda e, i, t: (e, {**i, "face": [[1], [1, 0], 1]}, t), ValueError, "ind['face']: expected (B,), got rows of unequal length"),
     "no experts, no ind": (lambda e, i, t: ({}, None, t), ValueError, "experts: expected features of at least one expert (audio, face, motion, ocr)"),
-    "text of wrong dim": (lambda e, i, t: (e, i, t[..., :23]), ValueError, "text: expected (B, N, 24) or one (N, 24) with N >= 1, got (3, 7, 23)"),
+    "text of wrong dim": (lambda e, i, t: (e, i, t[..., :23]), ValueError, "text: expected (B, K, W, 24) with K >= 1 and W >= 1, got (3, 1, 7, 23)"),
     "text with one axis": (lambda e, i, t: (e, i, np.ones(24)), ValueError, "text: expected (W, 24), (B, W, 24) or (B, K, W, 24), got (24,)"),
     "text with five axes": (lambda e, i, t: (e, i, t[None]), ValueError, "text: expected (W, 24), (B, W, 24) or (B, K, W, 24), got (1, 3, 1, 7, 24)"),
     "text strings": (lambda e, i, t: (e, i, "a man sings"), ValueError, "text: expected (W, 24), (B, W, 24) or (B, K, W, 24), got str"),
-    "text NaN": (lambda e, i, t: (e, i, changed(t, (1, 0, 2, 3), NAN)), ValueError, "text, row 1: expected finite token embeddings, got NaN or Inf"),
-    "text None row": (lambda e, i, t: (e, i, [t[0, 0], None, t[2, 0]]), ValueError, "text, row 1: expected finite"),
-    "text without words": (lambda e, i, t: (e, i, t[:, :, :0]), ValueError, "text: expected (B, N, 24) or one (N, 24) with N >= 1, got (3, 0, 24)"),
-    "text without captions": (lambda e, i, t: (e, i, t[:, :0]), ValueError, "text: expected (B, K, W, 24) with K >= 1, got (3, 0, 7, 24)"),
+    "text NaN": (lambda e, i, t: (e, i, changed(t, (1, 0, 2, 3), NAN)), ValueError, "text, row 1: expected finite token embeddings, got NaN, Inf or beyond 1e+15"),
+    "text None row": (lambda e, i, t: (e, i, [t[0, 0], None, t[2, 0]]), ValueError, "text, row 1: expected (W, 24) with W >= 1, got None"),
+    "text without words": (lambda e, i, t: (e, i, t[:, :, :0]), ValueError, "text: expected (B, K, W, 24) with K >= 1 and W >= 1, got (3, 1, 0, 24)"),
+    "text of wrong dim, three axes": (lambda e, i, t: (e, i, t[:, 0, :, :23]), ValueError, "text: expected (B, W, 24) or one (W, 24) with W >= 1, got (3, 7, 23)"),
+    "text NaN in one of K": (lambda e, i, t: (e, i, changed(np.repeat(t, 3, axis=1), (1, 2, 0, 0), NAN)), ValueError, "text, row 1 caption 2: expected finite token embeddings"),
+    "text empty caption": (lambda e, i, t: (e, i, [t[0, 0], [], t[2, 0]]), ValueError, "text, row 1: expected (W, 24) with W >= 1, got (0,)"),
+    "text captions no list": (lambda e, i, t: (e, i, [[t[0, 0]], 5, [t[2, 0]]]), ValueError, "text, row 1: expected the same number of captions K >= 1 in every row (row 0 has 1), got [0]"),
+    "too large": (lambda e, i, t: ({**e, "face": changed(e["face"], (1, 4), 1e16)}, i, t), ValueError, "experts['face'], row 1: expected finite features where ind is 1, got NaN, Inf or beyond 1e+15"),
+    "empty sequence first": (lambda e, i, t: ({**e, "ocr": [[], *e["ocr"][1:]]}, i, t), ValueError, "experts['ocr'], row 0: expected (N, 300) with N >= 1, got (0,); a video without this expert is None"),
+    "masked array": (lambda e, i, t: ({**e, "face": np.ma.masked_invalid(e["face"])}, i, t), TypeError, "experts['face']: expected an array, got a masked one; fill it with NaN"),
+    "meta tensor": (lambda e, i, t: ({**e, "face": torch.ones(3, 12, device="meta")}, i, t), TypeError, "experts['face']: expected a dense tensor"),
+    "nested tensor": (lambda e, i, t: ({**e, "face": torch.nested.nested_tensor([torch.ones(12)] * 3, layout=torch.jagged)}, i, t), TypeError, "experts['face']: expected a dense tensor"),
+    "ind sparse": (lambda e, i, t: (e, {**i, "face": torch.ones(3).to_sparse()}, t), TypeError, "ind['face']: expected a dense tensor"),
+    "text without captions": (lambda e, i, t: (e, i, t[:, :0]), ValueError, "text: expected (B, K, W, 24) with K >= 1 and W >= 1, got (3, 0, 7, 24)"),
     "text of unequal K": (lambda e, i, t: (e, i, [[t[0, 0]], [t[1, 0]] * 2, [t[2, 0]]]), ValueError, "text, row 1: expected the same number of captions K >= 1 in every row (row 0 has 1), got [2]"),
     "text for other videos": (lambda e, i, t: (e, i, t[:2]), ValueError, "text: expected captions for 3 videos, got 2 rows"),
     "one caption for three": (lambda e, i, t: (e, i, t[0, 0]), ValueError, "text: expected captions for 3 videos, got one caption"),

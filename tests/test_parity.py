@@ -96,7 +96,7 @@ def test_default_model_equals_cenet(default_op):
 def test_variable_experts_of_any_name(save_cenet):
     """A name is only a name: renamed experts give the numbers of CENet's ocr and audio."""
     reference = cenet(SMALL)
-    new = {"audio": "sound.vggish.0", "face": "keys", "motion": "text", "ocr": "type"}
+    new = {"audio": "sound.vggish.0", "face": "keys", "motion": "text", "ocr": "training"}
     config = replace(SMALL, experts=tuple(replace(expert, name=new[expert.name]) for expert in SMALL.experts))
     state = {
         name.replace("pooling.audio.", f"pooling.{new['audio']}.").replace("pooling.ocr.", f"pooling.{new['ocr']}."): x

@@ -322,7 +322,7 @@ def convert(part: Path, config: CEConfig, name: str, url: str) -> Path:
     try:
         state = read_weights(part.file)
         check_weights(state, expected_state(config), config, part.file)
-        converted = write_weights(part.folder / name, state, config)
+        converted = write_weights(part.folder / name, state, config, {"source": shown(url)})
         if check_loads(converted) != config:
             raise ValueError("its config does not survive being written and read")
     except OSError as error:
