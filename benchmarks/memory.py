@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import MSRVTT, random_batch
+from common import FLAKY, MSRVTT, random_batch
 
 from collaborative_experts import CollaborativeExperts
 
@@ -79,6 +79,8 @@ def batch(**settings: Any) -> dict[str, float]:
         outputs, seconds, peak = watched(lambda: op(text))
     else:
         experts, ind, _ = random_batch(MSRVTT, ITEMS)
+        for name in FLAKY:
+            ind[name][::2] = 0
         outputs, seconds, peak = watched(lambda: op(experts, ind))
     return {"seconds": seconds, "peak": peak - sum(x.nbytes for x in outputs.values())}
 
