@@ -28,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     convert_parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors")
     options = parser.parse_args(arguments)
     try:
-        config = CEConfig.from_json(options.config) if options.config else read_config(options.source) or MSRVTT
+        config = CEConfig.from_json(options.config) if options.config else read_config(options.source)
+        if config is None:
+            print("no --config, and none in the file: taken for the default MSR-VTT model", file=sys.stderr)
+            config = MSRVTT
         if options.command == "convert":
             convert(options.source, options.target, config)
             print(describe(options.target, config))

@@ -65,6 +65,8 @@ class CollaborativeExperts(NNOperator):
         _check_choice("output", output, ("experts", "vector"))
         self.modality, self.output, self.dtype = modality, output, dtype
         self.device = resolve_device(device, self._device_id)
+        if isinstance(config, str | Path) and Path(config).suffix in checkpoint.SUFFIXES:
+            raise ValueError(f"config: {config} is a weights file; pass it as weights_path=...")
         if isinstance(config, str | Path):
             config = CEConfig.from_json(config)
         elif config is not None and not isinstance(config, CEConfig):
@@ -118,6 +120,7 @@ class CollaborativeExperts(NNOperator):
         except TypeError as error:
             raise TypeError(
                 f"an operator with modality={self.modality!r} takes ({', '.join(signature.parameters)}): {error}"
+                + ("" if self.modality else "; ind=None reads the availability off the data")
             ) from None
         return embed(*args, **kwargs)
 

@@ -73,13 +73,22 @@ def similarity(text: TextEmbeddings, video: VideoEmbeddings) -> Array:
     A video without any expert scores 0. The axis of a single text or video is left out.
 
     Raises:
+        TypeError: the arguments are not embeddings of texts and of videos, in this order.
         ValueError: the two do not have the same experts in the same order.
     """
+    if not isinstance(text, TextEmbeddings) or not isinstance(video, VideoEmbeddings):
+        raise TypeError(
+            "similarity: expected TextEmbeddings and VideoEmbeddings (encode_text, encode_video), got "
+            f"{type(text).__name__} and {type(video).__name__}"
+        )
     if text.experts != video.experts:
         raise ValueError(f"similarity: expected the same experts on both sides, got {text.experts} and {video.experts}")
     t, v, weights, available = (_tensor(x) for x in (text.joint(), video.joint(), text.weights, video.available))
-    total = weights @ available.to(weights.dtype).T
-    scores = (t @ v.T) / total.masked_fill(total == 0, 1)
+    available = available.to(weights.dtype)
+    if v.ndim == 2:
+        v, available = v.T, available.T
+    total = weights @ available
+    scores = (t @ v) / total.masked_fill(total == 0, 1)
     return scores.numpy() if isinstance(text.weights, np.ndarray) else scores
 
 

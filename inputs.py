@@ -194,7 +194,9 @@ def _to_float32(value: Any, where: str) -> Tensor:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{where}: expected an array, got rows of unequal length") from error
+        raise ValueError(
+            f"{where}: expected an array, got rows of unequal length; in a list of sequences each is (N, dim)"
+        ) from error
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{where}: expected floats or integers, got dtype {array.dtype} ({type(value).__name__})")
     with np.errstate(over="ignore"):  # beyond float32 is Inf, which is reported with its row
@@ -354,6 +356,8 @@ def _expected(of: ExpertConfig | TextConfig) -> str:
 def _describe(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"lists nested {_depth(value)} deep"
+    if isinstance(value, str):
+        return "str; token embeddings of a sentence encoder are wanted"
     shape = getattr(value, "shape", None)
     return type(value).__name__ if shape is None else str(tuple(shape))
 

@@ -270,6 +270,8 @@ def test_config_files(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config: .*config.json is not JSON"):
         CollaborativeExperts(str(tmp_path / "config.json"))
+    with pytest.raises(ValueError, match=r"config: mine.safetensors is a weights file; pass it as weights_path="):
+        CollaborativeExperts("mine.safetensors")
 
 
 def test_a_wrong_dimension_names_the_expert(tmp_path):

@@ -1,5 +1,6 @@
 """The operator against CENet in float64: embeddings equal to 1e-6 over the whole grid."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,26 @@ def test_scores_equal_cenet(form, save_cenet):
     ours = similarity(op.encode_text(text), op.encode_video(experts, ind))
     assert ours.shape == (24, 8)
     assert np.abs(ours - theirs.numpy()).max() < 1e-6
+
+
+def test_scores_of_single_items(small_op):
+    experts, _, text = random_inputs(SMALL, 3)
+    texts, videos = small_op.encode_text(text), small_op.encode_video(experts)
+    scores = similarity(texts, videos)
+    one_text = small_op.encode_text(text[1, 0])
+    one_video = small_op.encode_video({name: x[2] for name, x in experts.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for got, wanted in (
+            (similarity(one_text, videos), scores[1]),
+            (similarity(texts, one_video), scores[:, 2]),
+            (similarity(one_text, one_video), scores[1, 2]),
+        ):
+            assert got.shape == wanted.shape
+            assert np.abs(got - wanted).max() < 1e-6
+    for wrong in ((videos, texts), (texts.joint(), videos.joint())):
+        with pytest.raises(TypeError, match="similarity: expected TextEmbeddings and VideoEmbeddings"):
+            similarity(*wrong)
 
 
 def test_default_model_equals_cenet(default_op):
