@@ -21,7 +21,7 @@ from towhee.operator import NNOperator, SharedType
 
 from . import checkpoint, inputs
 from .config import MSRVTT, CEConfig
-from .embeddings import Array, TextEmbeddings, VideoEmbeddings, map_arrays
+from .embeddings import Array, TextEmbeddings, VideoEmbeddings
 from .engine import Engine, check_dtype, supports
 from .model import CEModel, Modality, initial_state, meta_model
 
@@ -207,13 +207,13 @@ class CollaborativeExperts(NNOperator):
         # One joint embedding is there if any expert is.
         available = video.available.any(1, keepdim=True) if self.config.concat_experts else video.available
         convert = _converter(video.numpy, video.single)
-        return VideoEmbeddings(map_arrays(convert, embds), convert(available))
+        return VideoEmbeddings({name: convert(x) for name, x in embds.items()}, convert(available))
 
     def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             embds, weights = self.model.encode_text(captions.tokens)
         convert = _converter(captions.numpy, single=not captions.batch_shape)
-        return TextEmbeddings(map_arrays(convert, embds), convert(weights))
+        return TextEmbeddings({name: convert(x) for name, x in embds.items()}, convert(weights))
 
     def _check_holds(self, side: str) -> None:
         if self.modality not in (None, side):

@@ -10,7 +10,6 @@ One joint vector per text and per video gives the numerator as a plain inner pro
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,10 +89,6 @@ def similarity(text: TextEmbeddings, video: VideoEmbeddings) -> Array:
     total = weights @ available
     scores = (t @ v) / total.masked_fill(total == 0, 1)
     return scores.numpy() if isinstance(text.weights, np.ndarray) else scores
-
-
-def map_arrays(convert: Callable[[Tensor], Array], embds: dict[str, Tensor]) -> dict[str, Array]:
-    return {name: convert(embd) for name, embd in embds.items()}
 
 
 def _joint(embds: dict[str, Array], scale: Array) -> Array:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import CEConfig
-from .kernels import Parameters, Pooling, int8_linear, negated_mish, normalise
+from .kernels import Parameters, Pooling, fold, int8_linear, negated_mish, normalise
 from .model import Modality
 
 CHUNK = 256
@@ -87,7 +87,7 @@ class VideoEngine:
         self._config, self._dtype = config, parameters.dtype
         self._experts = [_VideoExpert(config, i, parameters) for i in range(len(config.experts))]
         self._pairs = _Pairs(config, parameters) if config.use_ce else None
-        with torch.inference_mode():
+        with torch.no_grad():
             self._absent = [self._absent_embedding(i, parameters.device) for i in range(len(config.experts))]
 
     def __call__(self, features: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
@@ -132,7 +132,6 @@ class _VideoExpert:
         unit = f"ce.video_GU.{i}"
         first = f"ce.video_dim_reduce.{i}.fc" if config.shares_dim else f"{unit}.fc"
         self._first = parameters.pack(*parameters.linear(first, tokens=expert.clusters))
-        weight, bias = parameters.linear(f"{unit}.cg.fc")
         if config.use_ce:
             # batch_norm is that of the pairs' mask, batch_norm2 that of the expert itself.
             mask_scale, mask_shift = parameters.batch_norm(f"{unit}.cg.batch_norm")
@@ -141,7 +140,7 @@ class _VideoExpert:
             shift = shift + mask_shift
         else:
             scale, shift = parameters.batch_norm(f"{unit}.cg.batch_norm")
-        self._gate = parameters.pack(weight * scale[:, None], bias * scale + shift)
+        self._gate = parameters.pack(*fold(parameters.linear(f"{unit}.cg.fc"), scale, shift))
 
     def project(self, x: Tensor) -> Tensor:
         """(n, dim) or (n, N, dim) -> (n, D)"""
@@ -161,14 +160,11 @@ class _Pairs:
 
     def __init__(self, config: CEConfig, parameters: Parameters) -> None:
         self._include_self, self._dim = config.include_self, config.shared_dim
-        weight, bias = parameters.linear("ce.g_reason_1")
-        layers = [(weight, bias)]
+        layers = [parameters.linear("ce.g_reason_1")]
         step = 3 if config.use_bn_reason else 2  # [BatchNorm,] activation, linear
         for k in range(config.num_g_layers - 1):
             if config.use_bn_reason:
-                scale, shift = parameters.batch_norm(f"ce.g_reason_shared.{step * k}")
-                weight, bias = layers[-1]
-                layers[-1] = (weight * scale[:, None], bias * scale + shift)
+                layers[-1] = fold(layers[-1], *parameters.batch_norm(f"ce.g_reason_shared.{step * k}"))
             layers.append(parameters.linear(f"ce.g_reason_shared.{step * k + step - 1}"))
         if config.use_mish:  # negated_mish wants the negative of what comes before an activation
             layers[:-1] = [(-weight, -bias) for weight, bias in layers[:-1]]
@@ -262,9 +258,8 @@ class _TextExpert:
     def __init__(self, i: int, clusters: int, parameters: Parameters, int8: bool) -> None:
         pack = int8_linear if int8 else parameters.pack
         self._first = pack(*parameters.linear(f"ce.text_GU.{i}.fc", tokens=clusters))
-        weight, bias = parameters.linear(f"ce.text_GU.{i}.cg.fc")
-        scale, shift = parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm")
-        self._gate = parameters.pack(weight * scale[:, None], bias * scale + shift)
+        gate = parameters.linear(f"ce.text_GU.{i}.cg.fc")
+        self._gate = parameters.pack(*fold(gate, *parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm")))
 
     def __call__(self, pooled: Tensor) -> Tensor:
         y = self._first(pooled)

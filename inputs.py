@@ -7,7 +7,7 @@ operator's device, and the availability `(B, M)`, which says what of them is to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -374,7 +374,7 @@ def _rows(rows: Sequence[int], captions: int | None = None) -> str:
     return f"row {rows[0]}" if len(rows) == 1 else f"rows {_first_ten(rows)}"
 
 
-def _first_ten(values: Iterable[Any], render: Callable[[Any], str] = str) -> str:
+def _first_ten(values: Iterable[Any]) -> str:
     values = list(values)
     more = f" ... ({len(values)} in all)" if len(values) > 10 else ""
-    return f"[{', '.join(render(value) for value in values[:10])}{more}]"
+    return f"[{', '.join(map(str, values[:10]))}{more}]"

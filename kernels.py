@@ -84,6 +84,12 @@ def normalise(x: Tensor) -> Tensor:
     return x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(EPSILON))
 
 
+def fold(layer: tuple[Tensor, Tensor], scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer together with the affine map (a BatchNorm) after it."""
+    weight, bias = layer
+    return weight * scale[:, None], bias * scale + shift
+
+
 class Parameters:
     """CENet's parameters by name, folded and packed as they are taken; each is given up when it is read."""
 
