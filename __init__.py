@@ -13,18 +13,37 @@ from towhee import register  # noqa: E402
 
 from .collaborative_experts import CollaborativeExperts  # noqa: E402
 from .config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402
-from .embeddings import TextEmbeddings, VideoEmbeddings, similarity  # noqa: E402
+from .embeddings import (  # noqa: E402
+    Explanation,
+    ModelIdentity,
+    TextEmbeddings,
+    VideoEmbeddings,
+    concatenate,
+    explain,
+    similarity,
+    similarity_tiles,
+)
+from .evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
 
 __all__ = [
     "MSRVTT",
     "CEConfig",
     "CollaborativeExperts",
+    "Evaluation",
     "ExpertConfig",
+    "Explanation",
+    "ModelIdentity",
+    "RetrievalMetrics",
     "TextConfig",
     "TextEmbeddings",
     "VideoEmbeddings",
     "collaborative_experts",
+    "concatenate",
+    "evaluate",
+    "evaluate_scores",
+    "explain",
     "similarity",
+    "similarity_tiles",
 ]
 
 

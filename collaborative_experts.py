@@ -9,8 +9,10 @@ if not __package__:
     )
 
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ from towhee.operator import NNOperator, SharedType
 
 from . import checkpoint, inputs
 from .config import MSRVTT, CEConfig
-from .embeddings import Array, TextEmbeddings, VideoEmbeddings
+from .embeddings import Array, ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .engine import Engine, check_dtype, supports
 from .model import CEModel, Modality, initial_state, meta_model
 
@@ -80,7 +82,9 @@ class CollaborativeExperts(NNOperator):
             self._stamp = _stamp(self.weights_path)
         self.config: CEConfig = config or MSRVTT
         check_dtype(self.config, dtype, self.device)
-        self.model = self._load_model()
+        weights = self._open_weights(self.modality)
+        self.identity = ModelIdentity(json.dumps(self.config.to_dict()), self._fingerprint(weights))
+        self.model = self._load_model(weights)
         if not self.pretrained:
             warnings.warn(
                 "CollaborativeExperts runs on seeded initial parameters, so its embeddings mean nothing yet. "
@@ -127,12 +131,15 @@ class CollaborativeExperts(NNOperator):
     def encode_video(self, experts: Mapping[str, Any], ind: Mapping[str, Any] | None = None) -> VideoEmbeddings:
         """Embeddings and availability of B videos; arguments, array types and errors as in a call."""
         self._check_holds("video")
-        return self._encode_video(inputs.clean_video(experts, ind, self.config, self.device))
+        embeddings = self._encode_video(inputs.clean_video(experts, ind, self.config, self.device))
+        return replace(embeddings, model=self.identity)
 
     def encode_text(self, text: Any) -> TextEmbeddings:
         """Embeddings and expert weights of T texts ((B, K, W, dim) gives T = B * K, a video's side by side)."""
         self._check_holds("text")
-        return self._encode_text(inputs.clean_text(text, self.config, self.device))
+        captions = inputs.clean_text(text, self.config, self.device)
+        count = captions.batch_shape[1] if len(captions.batch_shape) == 2 else 1
+        return replace(self._encode_text(captions), captions=count, model=self.identity)
 
     def save_weights(self, path: str | Path) -> Path:
         """Write all weights, of both sides, and the config as one `.safetensors`; returns the path.
@@ -219,18 +226,20 @@ class CollaborativeExperts(NNOperator):
         if self.modality not in (None, side):
             raise ValueError(f"this operator holds the {self.modality} side only (modality={self.modality!r})")
 
-    def _open_weights(self) -> MutableMapping[str, Tensor]:
-        """All weights under CENet's names, from where they come, checked."""
+    def _open_weights(self, modality: Modality = None) -> MutableMapping[str, Tensor]:
+        """The weights under CENet's names, from where they come, checked; a file's are always all of them."""
         if self.weights_path is None:
-            return initial_state(self.config)
+            return initial_state(self.config, modality)
         weights = checkpoint.read_weights(self.weights_path)
         if _stamp(self.weights_path) != self._stamp:
             raise ValueError(f"{self.weights_path}: this file has changed since the operator was made from it")
         checkpoint.check_weights(weights, meta_model(self.config).state_dict(), self.config, self.weights_path)
         return weights
 
-    def _load_model(self) -> Engine | CEModel:
-        weights = self._open_weights() if self.weights_path else initial_state(self.config, self.modality)
+    def _fingerprint(self, weights: Mapping[str, Tensor]) -> str:
+        return checkpoint.fingerprint(weights) if self.weights_path else "seeded initial parameters"
+
+    def _load_model(self, weights: MutableMapping[str, Tensor]) -> Engine | CEModel:
         if supports(self.config):
             return Engine(self.config, weights, self.modality, self.device, self.dtype)
         model = meta_model(self.config, self.modality)

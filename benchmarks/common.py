@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,6 +87,20 @@ def text_flops(config: CEConfig) -> float:
     return 2 * (pooling + m * (text.pooled_dim * d + d * d) + text.pooled_dim * m)
 
 
+def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
+    """The result of work(), its seconds, and its highest resident memory above the start."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far (Linux)
+    start, begin = resident("VmRSS"), time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - begin, resident("VmHWM") - start
+
+
+def resident(key: str) -> int:
+    """Bytes of memory that this process holds, mapped files included: now (VmRSS) or at most (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
+
+
 def machine() -> dict[str, str | int]:
     """Processor, threads and versions, for every table."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -111,4 +126,5 @@ __all__ = [
     "read_bandwidth",
     "text_flops",
     "video_flops",
+    "watched",
 ]

@@ -12,13 +12,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import FLAKY, MSRVTT, random_batch
+from common import FLAKY, MSRVTT, random_batch, watched
 
 from collaborative_experts import CollaborativeExperts
 
@@ -83,20 +81,6 @@ def batch(**settings: Any) -> dict[str, float]:
             ind[name][::2] = 0
         outputs, seconds, peak = watched(lambda: op(experts, ind))
     return {"seconds": seconds, "peak": peak - sum(x.nbytes for x in outputs.values())}
-
-
-def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
-    """The result of work(), its seconds, and its highest resident memory above the start."""
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far (Linux)
-    start, begin = resident("VmRSS"), time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - begin, resident("VmHWM") - start
-
-
-def resident(key: str) -> int:
-    """Bytes of memory that this process holds, mapped files included: now (VmRSS) or at most (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
 
 
 if __name__ == "__main__":
