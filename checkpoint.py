@@ -30,7 +30,7 @@ CONFIG_KEY = "collaborative_experts.config"
 """Where a safetensors file keeps its config, as JSON, in its metadata."""
 
 NOTES_KEY = "collaborative_experts.notes"
-"""Where it keeps what else is known of the weights: a dict of strings and booleans, as JSON."""
+"""Where it keeps what else is known of the weights: a dict, as JSON."""
 
 _LOADING = threading.Lock()
 """The allow-list for a file that is being read belongs to the process."""
@@ -96,7 +96,7 @@ def read_config(path: str | Path) -> CEConfig | None:
         raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from error
 
 
-def read_notes(path: str | Path) -> dict[str, str | bool]:
+def read_notes(path: str | Path) -> dict[str, Any]:
     """What a safetensors file says of its weights besides the config; `{}` where it says nothing."""
     notes = _read_metadata(path, NOTES_KEY)
     return notes if isinstance(notes, dict) else {}
@@ -170,7 +170,7 @@ def _whose(name: str, config: CEConfig) -> str:
 
 
 def write_weights(
-    path: str | Path, weights: Mapping[str, Tensor], config: CEConfig, notes: Mapping[str, str | bool] | None = None
+    path: str | Path, weights: Mapping[str, Tensor], config: CEConfig, notes: Mapping[str, Any] | None = None
 ) -> Path:
     """Write safetensors with the config and `notes` inside; complete, or not at all. Returns the path.
 

@@ -75,7 +75,7 @@ class CollaborativeExperts(NNOperator):
             config = CEConfig.from_dict(config)
         path = Path(weights_path) if weights_path is not None else find_weights(config)
         self.weights_path = None if path is None else path.absolute()
-        self._notes: dict[str, str | bool] = {"pretrained": False}
+        self._notes: dict[str, Any] = {"pretrained": False}
         if self.weights_path is not None:
             config = config or checkpoint.read_config(self.weights_path)
             self._notes = checkpoint.read_notes(self.weights_path)
@@ -141,7 +141,7 @@ class CollaborativeExperts(NNOperator):
         count = captions.batch_shape[1] if len(captions.batch_shape) == 2 else 1
         return replace(self._encode_text(captions), captions=count, model=self.identity)
 
-    def save_weights(self, path: str | Path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write all weights, of both sides, and the config as one `.safetensors`; returns the path.
 
         The weights are read anew from where they came, since the operator holds them folded and packed: a
@@ -150,7 +150,7 @@ class CollaborativeExperts(NNOperator):
         return checkpoint.write_weights(path, self._open_weights(), self.config, self._notes)
 
     def save_model(self, format: str = "safetensors", path: str | Path | None = None) -> Path:  # noqa: A002, Towhee's name
-        """Towhee's export: 'safetensors' (as `save_weights`) or 'pytorch' (a state dict for `towhee.models`).
+        """Towhee's export: 'safetensors' (as `save`) or 'pytorch' (a state dict for `towhee.models`).
 
         Without `path`, a file `saved/<format>/collaborative_experts.*` in the working directory.
         """
@@ -160,7 +160,7 @@ class CollaborativeExperts(NNOperator):
             path = Path("saved", format, "collaborative_experts" + suffix)
             path.parent.mkdir(parents=True, exist_ok=True)
         if format == "safetensors":
-            return self.save_weights(path)
+            return self.save(path)
         with checkpoint.replacing(Path(path)) as temporary:
             torch.save(dict(self._open_weights()), temporary)
         return Path(path)

@@ -142,6 +142,7 @@ class CEConfig:
         concat_experts: no embedding per expert (an ablation of the authors'): the pooled features side by side are
             the video's vector, the pooled text is the text's, the shorter one padded with zeros.
         freeze_weights: every expert has the weight 1/M instead of one predicted from the text.
+        standardise: features are raw, and brought to mean 0 and deviation 1 with what training learned of them.
     """
 
     experts: tuple[ExpertConfig, ...]
@@ -156,6 +157,7 @@ class CEConfig:
     num_g_layers: int = 3
     num_h_layers: int = 0
     freeze_weights: bool = False
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         if not self.experts:
@@ -172,7 +174,7 @@ class CEConfig:
         _check_size(self.shared_dim, "config: shared_dim")
         _check_size(self.num_g_layers, "config: num_g_layers")
         _check_size(self.num_h_layers, "config: num_h_layers", least=0)
-        for name in _SWITCHES:
+        for name in (*_SWITCHES, "standardise"):
             # Towhee's dict has 0 and 1 here.
             if not isinstance(getattr(self, name), int) or getattr(self, name) not in (0, 1):
                 raise TypeError(f"config: {name}: expected True or False, got {getattr(self, name)!r}")

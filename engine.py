@@ -86,6 +86,7 @@ class VideoEngine:
     def __init__(self, config: CEConfig, parameters: Parameters) -> None:
         self._config, self._dtype = config, parameters.dtype
         self._experts = [_VideoExpert(config, i, parameters) for i in range(len(config.experts))]
+        self._standardise = [parameters.standardise(expert) for expert in config.experts if config.standardise]
         self._pairs = _Pairs(config, parameters) if config.use_ce else None
         with torch.no_grad():
             self._absent = [self._absent_embedding(i, parameters.device) for i in range(len(config.experts))]
@@ -106,7 +107,10 @@ class VideoEngine:
 
     def _project(self, i: int, x: Tensor, there: Tensor) -> Tensor:
         """The available rows of one expert's features, pooled and projected: (n, D)."""
-        return self._experts[i].project(_select(x, there).to(self._dtype))
+        x = _select(x, there)
+        if self._standardise:
+            x = self._standardise[i](x)
+        return self._experts[i].project(x.to(self._dtype))
 
     def _gate(self, inputs: list[Tensor], available: Tensor) -> list[Tensor]:
         if self._pairs is None:

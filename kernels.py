@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import ExpertConfig
+from .model import Standardise
+
 EPSILON = 1e-12
 """F.normalize's, which CENet uses: shorter vectors are not stretched."""
 
@@ -115,6 +118,13 @@ class Parameters:
         if tokens > 1:
             weight = weight.unflatten(1, (-1, tokens)).transpose(1, 2).flatten(1)
         return weight, self.take(f"{name}.bias")
+
+    def standardise(self, expert: ExpertConfig) -> Standardise:
+        """What brings an expert's raw features to mean 0 and deviation 1, in float32 whatever `dtype` is."""
+        module = Standardise(expert)
+        for key in ("mean", "std"):
+            getattr(module, key).copy_(self.take(f"standardise.{expert.name}.{key}"))
+        return module.to(self.device)
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Layer:
         return packed_linear(weight, bias, self.dtype, self.device)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from towhee.models.collaborative_experts import CEModule, NetVLAD
 
-from .config import CONCAT, CEConfig
+from .config import CONCAT, CEConfig, ExpertConfig
 
 Modality = Literal["video", "text"] | None
 """The side that is held and computed; None is both."""
@@ -39,6 +39,23 @@ class _AnyNames(nn.Module):
         return self
 
 
+class Standardise(nn.Module):
+    """Raw features of one expert (..., dim) to mean 0 and standard deviation 1 over the training videos.
+
+    Of a token sequence, tokens that are zero are padding and stay so: NetVLAD was trained with zeros there.
+    """
+
+    def __init__(self, expert: ExpertConfig) -> None:
+        super().__init__()
+        self.sequence = expert.variable
+        self.register_buffer("mean", torch.zeros(expert.dim))
+        self.register_buffer("std", torch.ones(expert.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x - self.mean) / self.std
+        return y.masked_fill_((x == 0).all(-1, keepdim=True), 0) if self.sequence else y
+
+
 class CEModel(nn.Module):
     """Collaborative Experts in evaluation mode; clean tensors in, embeddings out (inputs.py cleans).
 
@@ -50,6 +67,10 @@ class CEModel(nn.Module):
         self.config = config
         self.ce = _ce_module(config)
         if modality != "text":
+            if config.standardise:
+                self.standardise = _AnyNames()
+                for expert in config.experts:
+                    self.standardise._modules[expert.name] = Standardise(expert)
             self.pooling = _AnyNames()
             for expert in config.experts:
                 if expert.variable:
@@ -67,6 +88,8 @@ class CEModel(nn.Module):
         pooled = OrderedDict()
         for i, expert in enumerate(self.config.experts):
             x = features[expert.name]
+            if self.config.standardise:
+                x = self.standardise._modules[expert.name](x)
             if not available[:, i].all():
                 x = x.masked_fill(~available[:, i].view(-1, *[1] * (x.ndim - 1)), 0)
             pooled[expert.name] = self.pooling._modules[expert.name](x) if expert.variable else x
@@ -186,4 +209,6 @@ def _initial_parameters(module: nn.Module, generator: torch.Generator) -> dict[s
             "running_var": ones.clone(),
             "num_batches_tracked": torch.tensor(0),
         }
+    if isinstance(module, Standardise):
+        return {"mean": torch.zeros_like(module.mean), "std": torch.ones_like(module.std)}
     return {}

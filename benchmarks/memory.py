@@ -60,7 +60,7 @@ def in_a_process(case: str, settings: dict[str, Any]) -> dict[str, float]:
 
 def save(safetensors: str, pth: str) -> dict[str, float]:
     op = CollaborativeExperts(device="cpu")
-    op.save_weights(safetensors)
+    op.save(safetensors)
     op.save_model("pytorch", pth)
     return {}
 

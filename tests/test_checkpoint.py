@@ -63,7 +63,7 @@ def test_half_and_double_weights_become_float32(state, small_op, tmp_path):
 def test_saved_weights_give_identical_outputs_without_a_config(modality, small_op, small_weights, tmp_path):
     """A saved file carries its config and both sides, whichever side the operator holds."""
     op = CollaborativeExperts(SMALL, small_weights, device="cpu", modality=modality)
-    path = op.save_weights(tmp_path / "saved.safetensors")
+    path = op.save(tmp_path / "saved.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["saved.safetensors"]
     reloaded = CollaborativeExperts(weights_path=path, device="cpu")
     assert reloaded.config == SMALL
@@ -74,7 +74,7 @@ def test_tensors_that_share_memory_are_saved(state, small_op, tmp_path):
     both = torch.stack([state["ce.text_GU.0.cg.fc.bias"], state["ce.text_GU.1.cg.fc.bias"]])
     state["ce.text_GU.0.cg.fc.bias"], state["ce.text_GU.1.cg.fc.bias"] = both
     torch.save(state, tmp_path / "shared.pth")
-    path = CollaborativeExperts(SMALL, tmp_path / "shared.pth", device="cpu").save_weights(tmp_path / "w.safetensors")
+    path = CollaborativeExperts(SMALL, tmp_path / "shared.pth", device="cpu").save(tmp_path / "w.safetensors")
     assert same(CollaborativeExperts(weights_path=path, device="cpu"), small_op)
     plain = tmp_path / "plain"
     plain.touch()
@@ -82,30 +82,30 @@ def test_tensors_that_share_memory_are_saved(state, small_op, tmp_path):
 
 
 def test_saving_over_its_own_file(small_op, tmp_path):
-    path = small_op.save_weights(tmp_path / "own.safetensors")
+    path = small_op.save(tmp_path / "own.safetensors")
     op = CollaborativeExperts(weights_path=path, device="cpu")
-    op.save_weights(path)
+    op.save(path)
     assert same(CollaborativeExperts(weights_path=path, device="cpu"), small_op)
 
 
 def test_saving_when_the_source_has_changed_or_gone(small_op, state, tmp_path, monkeypatch):
     """The operator holds its weights folded, so it must not pass off another file's as its own."""
     monkeypatch.chdir(tmp_path)
-    path = small_op.save_weights("w.safetensors")
+    path = small_op.save("w.safetensors")
     op = CollaborativeExperts(weights_path=path, device="cpu")
     monkeypatch.chdir(tmp_path.parent)
-    op.save_weights(tmp_path / "copy.safetensors")
+    op.save(tmp_path / "copy.safetensors")
     write_weights(tmp_path / path, {key: x * 2 for key, x in state.items()}, SMALL)
     with pytest.raises(ValueError, match="this file has changed since the operator was made from it"):
-        op.save_weights(tmp_path / "copy.safetensors")
+        op.save(tmp_path / "copy.safetensors")
     (tmp_path / path).unlink()
     with pytest.raises(FileNotFoundError, match="there is no such weights file"):
-        op.save_weights(tmp_path / "copy.safetensors")
+        op.save(tmp_path / "copy.safetensors")
 
 
 def test_initial_weights_do_not_become_pretrained_by_saving(tmp_path):
     with pytest.warns(UserWarning, match="seeded initial parameters"):
-        path = CollaborativeExperts(SMALL, device="cpu").save_weights(tmp_path / "w.safetensors")
+        path = CollaborativeExperts(SMALL, device="cpu").save(tmp_path / "w.safetensors")
     with pytest.warns(UserWarning, match="seeded initial parameters"):
         op = CollaborativeExperts(weights_path=path, device="cpu")
     assert not op.pretrained
@@ -115,7 +115,7 @@ def test_threads_that_save_to_one_path_and_load(small_op, tmp_path):
     torch.save({"state_dict": cenet(SMALL).state_dict()}, tmp_path / "w.pth")
 
     def both(_):
-        small_op.save_weights(tmp_path / "w.safetensors")
+        small_op.save(tmp_path / "w.safetensors")
         return CollaborativeExperts(SMALL, tmp_path / "w.pth", device="cpu")
 
     with ThreadPoolExecutor(4) as pool:
@@ -124,7 +124,7 @@ def test_threads_that_save_to_one_path_and_load(small_op, tmp_path):
 
 
 def test_outputs_do_not_depend_on_the_file_afterwards(small_op, tmp_path):
-    path = small_op.save_weights(tmp_path / "gone.safetensors")
+    path = small_op.save(tmp_path / "gone.safetensors")
     op = CollaborativeExperts(weights_path=path, device="cpu")
     path.write_bytes(b"\0" * path.stat().st_size)
     assert same(op, small_op)
@@ -210,7 +210,7 @@ def test_bad_paths(case, tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(small_op, tmp_path):
-    path = small_op.save_weights(tmp_path / "w.safetensors")
+    path = small_op.save(tmp_path / "w.safetensors")
     before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:  # noqa: PT012
         temporary.write_bytes(b"half")
@@ -221,9 +221,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(small_op, tmp_path)
 
 def test_where_nothing_can_be_written(small_op, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        small_op.save_weights(tmp_path / "no" / "w.safetensors")
+        small_op.save(tmp_path / "no" / "w.safetensors")
     with pytest.raises(ValueError, match=re.escape("weights are written as .safetensors, got the suffix '.pth'")):
-        small_op.save_weights(tmp_path / "w.pth")
+        small_op.save(tmp_path / "w.pth")
 
 
 def test_the_config_in_the_metadata(state, tmp_path):
@@ -239,7 +239,7 @@ def test_reloaded_default_model(default_op, tmp_path):
     """The real size, through safetensors."""
     from collaborative_experts import MSRVTT
 
-    path = default_op.save_weights(tmp_path / "default.safetensors")
+    path = default_op.save(tmp_path / "default.safetensors")
     video = CollaborativeExperts(weights_path=path, device="cpu", modality="video")
     experts, ind, _ = random_inputs(MSRVTT, 2)
     assert video.config == MSRVTT

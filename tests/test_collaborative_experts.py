@@ -148,14 +148,14 @@ def test_the_weights_folder(small_op, tmp_path):
     with pytest.warns(UserWarning, match=r"passed over: .*junk.safetensors: not a complete safetensors file"):
         assert find_weights(SMALL, tmp_path) is None
     (tmp_path / "junk.safetensors").unlink()
-    own = small_op.save_weights(tmp_path / "own.safetensors")
+    own = small_op.save(tmp_path / "own.safetensors")
     assert find_weights(None, tmp_path) == own
     assert find_weights(SMALL, tmp_path) == own
     assert find_weights(package.MSRVTT, tmp_path) is None
-    small_op.save_weights(tmp_path / "second.safetensors")
+    small_op.save(tmp_path / "second.safetensors")
     with pytest.raises(ValueError, match=r"several files that fit \(own.safetensors, second.safetensors\); name one"):
         find_weights(SMALL, tmp_path)
-    small_op.save_weights(tmp_path / DEFAULT_WEIGHTS)
+    small_op.save(tmp_path / DEFAULT_WEIGHTS)
     assert find_weights(None, tmp_path).name == DEFAULT_WEIGHTS
 
 

@@ -216,7 +216,7 @@ class TestConcatenate:
 
 class TestIdentity:
     def test_sides_and_formats_of_the_same_weights_agree(self, small_op, small_weights, tmp_path):
-        saved = small_op.save_weights(tmp_path / "same.safetensors")
+        saved = small_op.save(tmp_path / "same.safetensors")
         for same in (
             CollaborativeExperts(weights_path=saved, device="cpu"),
             CollaborativeExperts(SMALL, small_weights, device="cpu", modality="text"),

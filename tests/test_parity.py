@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from collaborative_experts import MSRVTT, CollaborativeExperts, similarity
+from collaborative_experts.checkpoint import write_weights
 from collaborative_experts.model import initial_state
 from reference import SMALL, cenet, largest_difference, random_inputs, run_cenet
 
@@ -64,6 +65,33 @@ def test_embeddings_equal_cenet(form, order, save_cenet):
                     assert (worst := largest_difference(vid_embds, theirs["vid_embds"])) < 1e-6, (
                         f"video, {case}: {worst}"
                     )
+
+
+@pytest.mark.parametrize("form", ["pairwise", "moee", "pairwise-star"])
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_raw_features_through_standardise_as_standardised_ones(form, order, save_cenet, tmp_path):
+    """What training learned of the features, stored with the weights, does the user's standardising for them."""
+    config = replace(SMALL, experts=tuple(SMALL.experts[i] for i in order), **FORMS[form])
+    reference = cenet(config)
+    plain = CollaborativeExperts(config, save_cenet(reference), device="cpu")
+    experts, _, _ = random_inputs(config, videos=8)
+    ind = availability("some", 8, config.expert_names)
+    rng = np.random.default_rng(3)
+    state, raw = reference.state_dict(), {}
+    for expert in config.experts:
+        mean, std = (rng.uniform(low, 9, expert.dim).astype(np.float32) for low in (-9, 0.1))
+        raw[expert.name] = experts[expert.name] * std + mean
+        if expert.variable:  # padding
+            raw[expert.name][::2, -2:] = experts[expert.name][::2, -2:] = 0
+        raw[expert.name][ind[expert.name] == 0] = np.nan
+        state[f"standardise.{expert.name}.mean"], state[f"standardise.{expert.name}.std"] = map(
+            torch.tensor, (mean, std)
+        )
+    path = write_weights(tmp_path / "w.safetensors", state, replace(config, standardise=True))
+    op = CollaborativeExperts(weights_path=path, device="cpu", modality="video")
+    assert largest_difference(op(raw, ind), plain.encode_video(experts, ind).embds) < 1e-5
+    with pytest.raises(ValueError, match=r"unexpected: standardise\."):
+        CollaborativeExperts(config, path, device="cpu")
 
 
 @pytest.mark.parametrize("form", FORMS)
