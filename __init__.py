@@ -24,6 +24,7 @@ from .embeddings import (  # noqa: E402
     similarity_tiles,
 )
 from .evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
+from .features import Features, iter_features, read_features  # noqa: E402
 
 __all__ = [
     "MSRVTT",
@@ -32,6 +33,7 @@ __all__ = [
     "Evaluation",
     "ExpertConfig",
     "Explanation",
+    "Features",
     "ModelIdentity",
     "RetrievalMetrics",
     "TextConfig",
@@ -42,6 +44,8 @@ __all__ = [
     "evaluate",
     "evaluate_scores",
     "explain",
+    "iter_features",
+    "read_features",
     "similarity",
     "similarity_tiles",
 ]
