@@ -25,6 +25,7 @@ from .embeddings import (  # noqa: E402
 )
 from .evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
 from .features import Features, iter_features, read_features  # noqa: E402
+from .index import SearchResult, VideoIndex  # noqa: E402
 
 __all__ = [
     "MSRVTT",
@@ -36,9 +37,11 @@ __all__ = [
     "Features",
     "ModelIdentity",
     "RetrievalMetrics",
+    "SearchResult",
     "TextConfig",
     "TextEmbeddings",
     "VideoEmbeddings",
+    "VideoIndex",
     "collaborative_experts",
     "concatenate",
     "evaluate",

@@ -12,7 +12,6 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +41,8 @@ class CollaborativeExperts(NNOperator):
             this config; else the parameters are seeded initial ones, `pretrained` is False and a warning says so.
         device: 'cpu', 'cuda', 'cuda:1', ...; None follows the pipeline's placement, else CUDA if there is one.
         modality: 'video' or 'text' computes and holds that side only; None both.
-        output: 'experts' for a dict {expert: (B, D)}, 'vector' for one joint row per item (B, M * D).
+        output: 'experts' for a dict {expert: (B, D)}, 'vector' for one joint row per item (B, M * D), 'embeddings' for
+            what `encode_video` and `encode_text` give, which an index takes.
         dtype: number format of the computation: 'float32', 'bfloat16', 'float16' (CUDA), or 'int8' (the text
             layers, on CPU, for single queries). The embeddings are always float32.
 
@@ -59,12 +59,12 @@ class CollaborativeExperts(NNOperator):
         weights_path: str | Path | None = None,
         device: str | torch.device | None = None,
         modality: Modality = None,
-        output: Literal["experts", "vector"] = "experts",
+        output: Literal["experts", "vector", "embeddings"] = "experts",
         dtype: str = "float32",
     ) -> None:
         super().__init__()
         _check_choice("modality", modality, (None, "video", "text"))
-        _check_choice("output", output, ("experts", "vector"))
+        _check_choice("output", output, ("experts", "vector", "embeddings"))
         self.modality, self.output, self.dtype = modality, output, dtype
         self.device = resolve_device(device, self._device_id)
         if isinstance(config, str | Path) and Path(config).suffix in checkpoint.SUFFIXES:
@@ -111,7 +111,7 @@ class CollaborativeExperts(NNOperator):
 
         Returns:
             `text_embds, vid_embds`, or the one of the chosen side: dicts {expert: (B, D)} ((B, K, D) for K > 1
-            captions), or with output='vector' (B, M * D). A single item comes without the batch axis. NumPy
+            captions), or what else `output` says. A single item comes without the batch axis. NumPy
             for NumPy or lists, else torch on the operator's device.
 
         Raises:
@@ -131,15 +131,12 @@ class CollaborativeExperts(NNOperator):
     def encode_video(self, experts: Mapping[str, Any], ind: Mapping[str, Any] | None = None) -> VideoEmbeddings:
         """Embeddings and availability of B videos; arguments, array types and errors as in a call."""
         self._check_holds("video")
-        embeddings = self._encode_video(inputs.clean_video(experts, ind, self.config, self.device))
-        return replace(embeddings, model=self.identity)
+        return self._encode_video(inputs.clean_video(experts, ind, self.config, self.device))
 
     def encode_text(self, text: Any) -> TextEmbeddings:
         """Embeddings and expert weights of T texts ((B, K, W, dim) gives T = B * K, a video's side by side)."""
         self._check_holds("text")
-        captions = inputs.clean_text(text, self.config, self.device)
-        count = captions.batch_shape[1] if len(captions.batch_shape) == 2 else 1
-        return replace(self._encode_text(captions), captions=count, model=self.identity)
+        return self._encode_text(inputs.clean_text(text, self.config, self.device))
 
     def save(self, path: str | Path) -> Path:
         """Write all weights, of both sides, and the config as one `.safetensors`; returns the path.
@@ -195,10 +192,14 @@ class CollaborativeExperts(NNOperator):
 
     def _finish_video(self, video: inputs.VideoInput) -> Any:
         embeddings = self._encode_video(video)
+        if self.output == "embeddings":
+            return embeddings
         return embeddings.joint() if self.output == "vector" else embeddings.embds
 
     def _finish_text(self, captions: inputs.TextInput) -> Any:
         embeddings = self._encode_text(captions)
+        if self.output == "embeddings":
+            return embeddings
         if len(captions.batch_shape) == 2 and captions.batch_shape[1] > 1:
             if self.output == "vector":
                 joint = embeddings.joint()
@@ -214,13 +215,14 @@ class CollaborativeExperts(NNOperator):
         # One joint embedding is there if any expert is.
         available = video.available.any(1, keepdim=True) if self.config.concat_experts else video.available
         convert = _converter(video.numpy, video.single)
-        return VideoEmbeddings({name: convert(x) for name, x in embds.items()}, convert(available))
+        return VideoEmbeddings({name: convert(x) for name, x in embds.items()}, convert(available), self.identity)
 
     def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             embds, weights = self.model.encode_text(captions.tokens)
         convert = _converter(captions.numpy, single=not captions.batch_shape)
-        return TextEmbeddings({name: convert(x) for name, x in embds.items()}, convert(weights))
+        count = captions.batch_shape[1] if len(captions.batch_shape) == 2 else 1
+        return TextEmbeddings({name: convert(x) for name, x in embds.items()}, convert(weights), count, self.identity)
 
     def _check_holds(self, side: str) -> None:
         if self.modality not in (None, side):

@@ -123,6 +123,34 @@ def iter_features(
                 progress.update(len(batch))
 
 
+def config_for(features: Features, text: Mapping[str, Any], **choices: Any) -> CEConfig:
+    """A model for these features: every expert with its dimension, token sequences with 8 clusters and, as padding and
+    limit, the longest one's length, 50 at most.
+
+    Args:
+        text: the text side, as in the short form of a config: {"dim": 384, ...}.
+        choices: the rest of the short form, such as `shared_dim=512`; `experts={name: {...}}` adds to what is found.
+
+    Raises:
+        TypeError, ValueError: as `CEConfig.from_dict`, or an expert that no video has.
+    """
+    given = dict(choices.pop("experts", {}))
+    experts = {}
+    for name, x in features.experts.items():
+        rows = [row for row in x if row is not None] if isinstance(x, list) else x
+        if not features.ind[name].any():
+            raise ValueError(f"features: expert {name!r} is missing in every video; leave it out")
+        own = {"dim": int(rows[0].shape[-1])}
+        if isinstance(x, list):
+            own |= {"clusters": 8, "max_tokens": min(max(map(len, rows)), 50)}
+        experts[name] = own | given.pop(name, {})
+    if given:
+        raise ValueError(f"config: experts: there are no features of {', '.join(map(repr, given))}")
+    if len(experts) == 1:
+        choices = {"use_ce": ""} | choices  # nothing to collaborate with
+    return CEConfig.from_dict({"experts": experts, "text": dict(text), **choices})
+
+
 # --- which files ------------------------------------------------------------------------------------------
 
 

