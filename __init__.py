@@ -11,6 +11,7 @@ check_dependencies()
 # All submodules before the factory: importing the submodule of the same name later would replace it.
 from towhee import register  # noqa: E402
 
+from .captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
 from .collaborative_experts import CollaborativeExperts  # noqa: E402
 from .config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402
 from .embeddings import (  # noqa: E402
@@ -26,10 +27,12 @@ from .embeddings import (  # noqa: E402
 from .evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
 from .features import Features, iter_features, read_features  # noqa: E402
 from .index import SearchResult, VideoIndex  # noqa: E402
+from .training import TrainingConfig, TrainingResult  # noqa: E402
 
 __all__ = [
     "MSRVTT",
     "CEConfig",
+    "CaptionedVideos",
     "CollaborativeExperts",
     "Evaluation",
     "ExpertConfig",
@@ -38,16 +41,21 @@ __all__ = [
     "ModelIdentity",
     "RetrievalMetrics",
     "SearchResult",
+    "SentenceEncoder",
     "TextConfig",
     "TextEmbeddings",
+    "TrainingConfig",
+    "TrainingResult",
     "VideoEmbeddings",
     "VideoIndex",
+    "caption_videos",
     "collaborative_experts",
     "concatenate",
     "evaluate",
     "evaluate_scores",
     "explain",
     "iter_features",
+    "read_captions",
     "read_features",
     "similarity",
     "similarity_tiles",

@@ -1,5 +1,7 @@
-"""Weight files from the command line, without network.
+"""Training runs and weight files from the command line, without network.
 
+python -m collaborative_experts train RUN.toml [--resume]
+python -m collaborative_experts evaluate RUN.toml [--weights FILE]
 python -m collaborative_experts convert IN OUT.safetensors [--config CONFIG.json]
 python -m collaborative_experts describe FILE [--config CONFIG.json]
 """
@@ -14,12 +16,22 @@ from pathlib import Path
 from .checkpoint import check_weights, read_config, read_notes, read_weights, write_weights
 from .config import MSRVTT, CEConfig
 from .model import meta_model
+from .run import evaluate_run, table, train_run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; what is wrong with a file is one line."""
-    parser = argparse.ArgumentParser(prog="python -m collaborative_experts", description="Weight files of CE models.")
+    parser = argparse.ArgumentParser(
+        prog="python -m collaborative_experts",
+        description="Train and evaluate CE models; look into their weight files.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
+    train_parser = commands.add_parser("train", help="train as a run file says (its keys: see run.py)")
+    train_parser.add_argument("--resume", action="store_true", help="continue the interrupted run")
+    evaluate_parser = commands.add_parser("evaluate", help="figures on a run's test videos, and with experts left out")
+    evaluate_parser.add_argument("--weights", type=Path, help="default: the run's best")
+    for command in (train_parser, evaluate_parser):
+        command.add_argument("run", type=Path, metavar="RUN.toml")
     convert_parser = commands.add_parser("convert", help="rewrite a weights file as safetensors with its config inside")
     describe_parser = commands.add_parser("describe", help="what is in a weights file")
     for command in (convert_parser, describe_parser):
@@ -28,6 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     convert_parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "train":
+            result = train_run(options.run, options.resume)
+            print(result.evaluation or f"trained {result.best_epoch} epochs")
+            print(f"best weights, of epoch {result.best_epoch}: {result.weights_path}")
+            return 0
+        if options.command == "evaluate":
+            print(table(evaluate_run(options.run, options.weights)))
+            return 0
         config = CEConfig.from_json(options.config) if options.config else read_config(options.source)
         if config is None:
             print("no --config, and none in the file: taken for the default MSR-VTT model", file=sys.stderr)
@@ -37,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(describe(options.target, config))
         else:
             print(describe(options.source, config))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -20,6 +20,7 @@ from numpy.lib.format import open_memmap
 
 from .checkpoint import replacing
 from .dependencies import extra
+from .features import Features
 
 LARGEST = float(np.finfo(np.float16).max)
 """Token embeddings are kept in half precision."""
@@ -160,3 +161,65 @@ class SentenceEncoder:
                 str(Path(package.__file__).with_name("model"))
             )
         return extra("sentence_transformers", "text").SentenceTransformer(self._path)
+
+
+@dataclass(frozen=True)
+class CaptionedVideos:
+    """A data set: features of B videos, and T captions of them as token embeddings.
+
+    Attributes:
+        features: what `read_features` gives.
+        targets: (T,) int64, the row of the video that each caption describes.
+        tokens: (T, W, dim), in memory or mapped from a file.
+
+    Raises:
+        TypeError, ValueError: they do not fit one another, or a video has no caption.
+    """
+
+    features: Features
+    targets: np.ndarray
+    tokens: np.ndarray
+
+    def __post_init__(self) -> None:
+        targets = np.asarray(self.targets)
+        if targets.dtype.kind not in "iu" or np.ndim(self.tokens) != 3 or targets.shape != (len(self.tokens),):
+            raise ValueError(
+                f"captions: expected targets (T,) of integers and tokens (T, W, dim), got {targets.shape} of "
+                f"{targets.dtype} and {np.shape(self.tokens)}"
+            )
+        counts = np.bincount(targets, minlength=len(self)) if len(targets) and targets.min() >= 0 else np.zeros(1)
+        if len(counts) != len(self):
+            raise ValueError(f"captions: expected targets from 0 to {len(self) - 1}, got others")
+        if not counts.all():
+            raise ValueError(f"captions: video {self.features.ids[int(counts.argmin())]!r} has no caption")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: np.ndarray) -> CaptionedVideos:
+        """The videos at these positions, with their captions."""
+        position = np.full(len(self), -1)
+        position[rows] = np.arange(len(rows))
+        kept = np.flatnonzero(position[self.targets] >= 0)
+        return CaptionedVideos(self.features[rows], position[self.targets[kept]], self.tokens[kept])
+
+
+def caption_videos(
+    features: Features, captions: Captions, encoder: Encoder, folder: str | Path, max_tokens: int = 37
+) -> CaptionedVideos:
+    """The videos of `features` that have captions, with them; token embeddings are kept in `folder` (`embed_tokens`).
+
+    Raises:
+        ValueError: a caption's video is not in `features`.
+    """
+    row = {name: i for i, name in enumerate(features.ids)}
+    strangers = [name for name in captions.unique_ids() if name not in row]
+    if strangers:
+        raise ValueError(
+            f"captions: {len(strangers)} of their videos are not among the features; the first is {strangers[0]!r}"
+        )
+    ids = captions.unique_ids()
+    position = {name: i for i, name in enumerate(ids)}
+    targets = np.array([position[name] for name in captions.video_ids], dtype=np.int64)
+    tokens = embed_tokens(captions.sentences, encoder, folder, max_tokens)
+    return CaptionedVideos(features[[row[name] for name in ids]], targets, tokens)

@@ -12,6 +12,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from towhee import register
 from towhee.operator import NNOperator, SharedType
 
-from . import checkpoint, inputs
+from . import checkpoint, inputs, training
 from .config import MSRVTT, CEConfig
 from .embeddings import Array, ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .engine import Engine, check_dtype, supports
@@ -73,18 +74,7 @@ class CollaborativeExperts(NNOperator):
             config = CEConfig.from_json(config)
         elif config is not None and not isinstance(config, CEConfig):
             config = CEConfig.from_dict(config)
-        path = Path(weights_path) if weights_path is not None else find_weights(config)
-        self.weights_path = None if path is None else path.absolute()
-        self._notes: dict[str, Any] = {"pretrained": False}
-        if self.weights_path is not None:
-            config = config or checkpoint.read_config(self.weights_path)
-            self._notes = checkpoint.read_notes(self.weights_path)
-            self._stamp = _stamp(self.weights_path)
-        self.config: CEConfig = config or MSRVTT
-        check_dtype(self.config, dtype, self.device)
-        weights = self._open_weights(self.modality)
-        self.identity = ModelIdentity(json.dumps(self.config.to_dict()), self._fingerprint(weights))
-        self.model = self._load_model(weights)
+        self._adopt(config, Path(weights_path) if weights_path is not None else find_weights(config))
         if not self.pretrained:
             warnings.warn(
                 "CollaborativeExperts runs on seeded initial parameters, so its embeddings mean nothing yet. "
@@ -137,6 +127,43 @@ class CollaborativeExperts(NNOperator):
         """Embeddings and expert weights of T texts ((B, K, W, dim) gives T = B * K, a video's side by side)."""
         self._check_holds("text")
         return self._encode_text(inputs.clean_text(text, self.config, self.device))
+
+    def train(
+        self,
+        training_config: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        resume_checkpoint_path: str | Path | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Fit the model to your own videos and captions, and go on with the best weights (see training.py).
+
+        Args:
+            training_config: a `TrainingConfig`, or a dict of its attributes; None takes the defaults.
+            train_dataset, eval_dataset: `CaptionedVideos`; by the second, if given, the best epoch is chosen.
+            resume_checkpoint_path: `last.ckpt` of an interrupted run, which is then continued.
+            settings: attributes of `TrainingConfig`, instead of those in `training_config`.
+
+        Returns:
+            A `TrainingResult`.
+
+        An operator without trained weights learns the mean and deviation of its features, too, and takes raw ones
+        from then on; one with weights keeps to what these say.
+
+        Raises:
+            TypeError, ValueError, FileNotFoundError: as `training.train`; the operator is as before then.
+            ImportError: without lightning-fabric, naming the extra that brings it.
+        """
+        if self.modality is not None:
+            raise ValueError(f"train: an operator of both sides trains, this one holds the {self.modality} side only")
+        chosen = training.combine(training_config, settings)
+        weights = dict(self._open_weights()) if self.pretrained else None
+        config = self.config if self.pretrained else replace(self.config, standardise=True)
+        result = training.train(
+            config, chosen, train_dataset, eval_dataset, resume_checkpoint_path, weights, self.device
+        )
+        self._adopt(config, result.weights_path)
+        return result
 
     def save(self, path: str | Path) -> Path:
         """Write all weights, of both sides, and the config as one `.safetensors`; returns the path.
@@ -223,6 +250,20 @@ class CollaborativeExperts(NNOperator):
         convert = _converter(captions.numpy, single=not captions.batch_shape)
         count = captions.batch_shape[1] if len(captions.batch_shape) == 2 else 1
         return TextEmbeddings({name: convert(x) for name, x in embds.items()}, convert(weights), count, self.identity)
+
+    def _adopt(self, config: CEConfig | None, path: Path | None) -> None:
+        """Take the weights of a file, or seeded initial ones, and build the model of them."""
+        self.weights_path = None if path is None else path.absolute()
+        self._notes: dict[str, Any] = {"pretrained": False}
+        if self.weights_path is not None:
+            config = config or checkpoint.read_config(self.weights_path)
+            self._notes = checkpoint.read_notes(self.weights_path)
+            self._stamp = _stamp(self.weights_path)
+        self.config: CEConfig = config or MSRVTT
+        check_dtype(self.config, self.dtype, self.device)
+        weights = self._open_weights(self.modality)
+        self.identity = ModelIdentity(json.dumps(self.config.to_dict()), self._fingerprint(weights))
+        self.model = self._load_model(weights)
 
     def _check_holds(self, side: str) -> None:
         if self.modality not in (None, side):

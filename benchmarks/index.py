@@ -39,7 +39,7 @@ def main() -> None:
         results["search"] = found = search(path, text, video)
         print(f"search 1 of {size:,}, k={K}, {len(PATTERNS)} patterns: {found['index'] * 1e3:.0f} ms, a plain Milvus "
               f"search {found['plain'] * 1e3:.0f} ms, {found['index'] / found['plain']:.1f}x; NumPy "
-              f"{found['numpy'] * 1e3:.0f} ms; {found['exact']} of {found['queries']} queries exact", flush=True)  # fmt: skip
+              f"{found['numpy'] * 1e3:.0f} ms; {found['exact']} of {found['queries']} exact", flush=True)  # fmt: skip
         results["patterns"] = by_patterns(Path(folder), 200 if quick else 20_000)
     print(json.dumps(results))
 

@@ -36,7 +36,7 @@ def test_arguments_in_the_hubs_order(small_weights):
     ("arguments", "words"),
     [
         ({"modality": "audio"}, "modality: expected one of None, 'video', 'text', got 'audio'"),
-        ({"output": "dict"}, "output: expected one of 'experts', 'vector', got 'dict'"),
+        ({"output": "dict"}, "output: expected one of 'experts', 'vector', 'embeddings', got 'dict'"),
         ({"dtype": "float8"}, "dtype: expected one of 'float32', 'bfloat16', 'float16', 'int8', got 'float8'"),
         ({"dtype": "float16", "device": "cpu"}, "dtype: 'float16' is not for cpu; use 'float32' or 'bfloat16'"),
         ({"device": "gpu"}, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
