@@ -149,7 +149,7 @@ def _check_targets(targets: Any, texts: int, videos: int) -> Tensor:
                 f"targets: expected the video of each text, since {texts} texts are no multiple of {videos} videos"
             )
         return torch.arange(texts) // (texts // videos)
-    target = torch.as_tensor(targets).cpu()
+    target = torch.as_tensor(targets if isinstance(targets, Tensor) else np.array(targets)).cpu()
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"targets: expected integers, got {target.dtype}")
     if tuple(target.shape) != (texts,):

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -263,6 +264,7 @@ class _Objective(nn.Module):
         dropped = torch.rand_like(x, dtype=torch.float32) < rate
         if not self.model.config.standardise:
             return x.masked_fill(dropped, 0)
+        dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
         return torch.where(dropped, self.model.standardise._modules[name].mean, x)
 
 
@@ -512,6 +514,7 @@ class _Run:
             "identity": self._identity(),
             "objective": self.objective.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
             "average": self.average,
             "epoch": self.epoch,
             "step": self.step,
@@ -532,10 +535,15 @@ class _Run:
                 raise ValueError(f"{path}: is of a run with another {key}; expected {value}, got {found[key]}")
         self.objective.module.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         for name, x in state["average"].items():
             self.average[name].copy_(x)
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.history = state["history"]
+        if path.parent.absolute() != self.folder.absolute() and self.fabric.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / BEST) as temporary:
+                shutil.copyfile(path.with_name(BEST), temporary)
 
 
 def embed(model: CEModel, data: _Data) -> tuple[TextEmbeddings, VideoEmbeddings, np.ndarray]:
@@ -572,6 +580,7 @@ def _fabric(settings: TrainingConfig, device: torch.device) -> Any:
     fabric = extra("lightning_fabric", "training").Fabric(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" and settings.devices == 1 else settings.devices,
+        strategy="ddp_find_unused_parameters_true" if settings.devices > 1 else "auto",  # a loss may leave some unused
         precision=_PRECISIONS[settings.precision],
     )
     fabric.launch()

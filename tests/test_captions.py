@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from collaborative_experts import captions
+from collaborative_experts import CaptionedVideos, Features, caption_videos, captions
 from collaborative_experts.captions import Captions, embed_tokens, read_captions
 
 CSV = 'video_id,split,caption\n7,train,A dog runs.\n7,train,"Running, a dog"\nx,test,Zwölf Katzen\n'
@@ -95,3 +95,43 @@ def test_an_encoder_that_fails_leaves_nothing(tmp_path, wrong):
 def test_the_folder_must_be_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         embed_tokens(["a"], Words(), tmp_path / "no", max_tokens=3)
+
+
+# --- captioned videos ---------------------------------------------------------------------------------------
+
+FEATURES = Features(
+    ("x", "y", "7"), {"motion": np.arange(6.0).reshape(3, 2)}, {"motion": np.array([1, 0, 1], dtype=np.int64)}
+)
+
+
+def test_videos_with_their_captions(file, tmp_path):
+    data = caption_videos(FEATURES, read_captions(file), Words(), tmp_path, max_tokens=4)
+    assert data.features.ids == ("7", "x")  # those with captions, in the captions' order
+    assert data.features.experts["motion"].tolist() == [[4, 5], [0, 1]]
+    assert data.targets.tolist() == [0, 0, 1]
+    assert data.tokens[:, :, 0].tolist() == [[1, 3, 5, 0], [8, 1, 3, 0], [5, 6, 0, 0]]
+    part = data[np.array([1])]
+    assert (len(part), part.features.ids, part.targets.tolist()) == (1, ("x",), [0])
+    assert np.array_equal(part.tokens, data.tokens[2:])
+
+
+def test_captions_of_unknown_videos(file, tmp_path):
+    with pytest.raises(ValueError, match="2 of their videos are not among the features; the first is '7'"):
+        caption_videos(FEATURES[1:2], read_captions(file), Words(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "tokens", "message"),
+    [
+        ([0, 1], np.zeros((2, 3, 4)), "captions: video '7' has no caption"),
+        ([0, 1, 3], np.zeros((3, 3, 4)), "expected targets from 0 to 2, got others"),
+        ([0, 1, -1], np.zeros((3, 3, 4)), "expected targets from 0 to 2, got others"),
+        ([], np.zeros((0, 3, 4)), "expected targets"),
+        ([0.0, 1.0, 2.0], np.zeros((3, 3, 4)), r"expected targets \(T,\) of integers and tokens \(T, W, dim\)"),
+        ([0, 1, 2], np.zeros((3, 4)), r"got \(3,\) of int64 and \(3, 4\)"),
+        ([0, 1], np.zeros((3, 3, 4)), r"got \(2,\) of int64 and \(3, 3, 4\)"),
+    ],
+)
+def test_captions_that_do_not_fit(targets, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        CaptionedVideos(FEATURES, np.array(targets), tokens)
