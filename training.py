@@ -359,7 +359,9 @@ class _Run:
         self.folder = Path(settings.folder)
         self.fabric = _fabric(settings, torch.device(device))
         objective = _Objective(config, settings, weights)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(objective, settings), lr=settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(objective, settings), lr=settings.learning_rate, fused=True
+        )
         self.objective, self.optimizer = self.fabric.setup(objective, self.optimizer)
         if self.fabric.world_size > 1:
             objective.gather = lambda part: self.fabric.all_gather(part, sync_grads=True).flatten(0, 1)

@@ -161,7 +161,6 @@ def test_on_real_features(tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text(f"""
 features = "{TRECVID / "experts.npz"}"
 captions = "{TRECVID / "captions.csv"}"
-train = ["train", "extra"]
 validation = 0
 [model]
 shared_dim = 256
