@@ -25,7 +25,7 @@ from .embeddings import (  # noqa: E402
     similarity_tiles,
 )
 from .evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
-from .features import Features, iter_features, read_features  # noqa: E402
+from .features import Features, config_for, iter_features, read_features  # noqa: E402
 from .index import SearchResult, VideoIndex  # noqa: E402
 from .training import TrainingConfig, TrainingResult  # noqa: E402
 
@@ -51,6 +51,7 @@ __all__ = [
     "caption_videos",
     "collaborative_experts",
     "concatenate",
+    "config_for",
     "evaluate",
     "evaluate_scores",
     "explain",

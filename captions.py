@@ -196,8 +196,9 @@ class CaptionedVideos:
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, rows: np.ndarray) -> CaptionedVideos:
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> CaptionedVideos:
         """The videos at these positions, with their captions."""
+        rows = np.arange(len(self))[rows]
         position = np.full(len(self), -1)
         position[rows] = np.arange(len(rows))
         kept = np.flatnonzero(position[self.targets] >= 0)

@@ -219,12 +219,11 @@ def cenet_cost(folder: Path, cache: Path, recipe: Recipe, epochs: int) -> dict[s
         x.sub_(statistics[f"standardise.{name}.mean"]).div_(statistics[f"standardise.{name}.std"])
     model = CENet(**copy.deepcopy(towhee_dict(config))).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.training.learning_rate)
-    rng, seconds = np.random.default_rng(0), []
+    rng, seconds, size = np.random.default_rng(0), [], recipe.training.batch_size
     for _ in range(epochs):
-        begin = time.perf_counter()
-        for rows in np.split(
-            rng.permutation(len(data)), range(recipe.training.batch_size, len(data), recipe.training.batch_size)
-        )[:-1]:
+        begin, order = time.perf_counter(), rng.permutation(len(data))
+        for start_row in range(0, len(data) - size + 1, size):
+            rows = order[start_row : start_row + size]
             features, available, tokens = videos.batch(rows, videos.one_caption_each(rows, rng))
             ind = {name: available[:, m].float() for m, name in enumerate(config.expert_names)}
             experts = {name: x.masked_fill(ind[name][:, None] == 0, torch.nan) for name, x in features.items()}

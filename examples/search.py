@@ -29,16 +29,18 @@ from collaborative_experts import (  # noqa: E402
     CEConfig,
     Features,
     SearchResult,
+    SentenceEncoder,
     TextEmbeddings,
     VideoEmbeddings,
     VideoIndex,
     concatenate,
+    config_for,
     evaluate,
+    read_captions,
     read_features,
     similarity,
 )
-from collaborative_experts.captions import Captions, SentenceEncoder, read_captions  # noqa: E402
-from collaborative_experts.features import config_for  # noqa: E402
+from collaborative_experts.captions import Captions  # noqa: E402
 
 BATCH = 256
 

@@ -110,7 +110,7 @@ def test_videos_with_their_captions(file, tmp_path):
     assert data.features.experts["motion"].tolist() == [[4, 5], [0, 1]]
     assert data.targets.tolist() == [0, 0, 1]
     assert data.tokens[:, :, 0].tolist() == [[1, 3, 5, 0], [8, 1, 3, 0], [5, 6, 0, 0]]
-    part = data[np.array([1])]
+    part = data[1:]
     assert (len(part), part.features.ids, part.targets.tolist()) == (1, ("x",), [0])
     assert np.array_equal(part.tokens, data.tokens[2:])
 

@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 import collaborative_experts
+from collaborative_experts.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def readme(root):
 def test_python_blocks_run(readme, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     namespace = {"__name__": "readme"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*seeded initial parameters")
@@ -26,6 +27,13 @@ def test_python_blocks_run(readme, tmp_path, monkeypatch, capsys):
     message = re.search(r"```text\n(experts\[.*?)\n```", readme, flags=re.DOTALL)[1]
     assert message in printed
     assert "vid_embds" in printed
+
+
+def test_the_run_file_is_read(readme, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(re.search(r"```toml\n(.*?)```", readme, flags=re.DOTALL)[1])
+    found = Run.read(path)
+    assert (found.features, found.folder) == (tmp_path / "features", tmp_path / "run")
 
 
 def test_the_tree_is_complete(readme, root):
