@@ -249,7 +249,7 @@ def draw_sheet(folder: Path, queries: Sequence[str], found: SearchResult) -> Non
     captions = read_captions(folder / "captions.csv", "test")
     pairs = zip(reversed(captions.video_ids), reversed(captions.sentences), strict=True)
     caption_of = dict(pairs)  # the first of each, which is complete
-    figure = Figure(figsize=(2 * BEST_OF, 2.9 * len(queries)), layout="constrained")
+    figure = Figure(figsize=(2 * BEST_OF, 3.1 * len(queries)), layout="constrained")
     rows = figure.subfigures(len(queries), squeeze=False)[:, 0]
     for row, query, names, scores in zip(rows, queries, found.ids, found.scores, strict=True):
         row.suptitle(f"“{query}”", fontsize=11, fontweight="bold")
