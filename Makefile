@@ -1,8 +1,9 @@
 # make demo    run the hub's code example through Towhee's real loader
 # make test    run the tests
+# make train-demo  make a small corpus of videos, train on it, search it (about a minute); writes demo/
 # make install link this folder into your Towhee cache, where ops.video_text_embedding.collaborative_experts() finds it
 # make lint    ruff
-# make bench   speed and memory beside towhee.models' CENet (minutes; on a quiet machine)
+# make bench   speed and memory beside towhee.models' CENet, scores, the index (half an hour; on a quiet machine)
 # make image   take img.png anew (needs chromium)
 
 PYTHON ?= python3
@@ -10,13 +11,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CACHE = $${TOWHEE_HOME:-$$HOME/.towhee}/operators/video-text-embedding/collaborative-experts/versions/main
 
-.PHONY: demo test lint install bench image clean
+.PHONY: demo test train-demo lint install bench image clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/code_example.py
 
 test: $(VENV)/installed
 	$(BIN)/pytest
+
+train-demo: $(VENV)/installed
+	$(BIN)/python examples/train_demo.py --folder demo
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -25,6 +29,8 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/index.py
 
 image: $(VENV)/installed
 	$(BIN)/python examples/make_image.py

@@ -1,8 +1,9 @@
 """A small made-up corpus of real media files for `train_demo.py`: coloured shapes that move, with sounds and signs.
 
 Each .mp4 (h264, aac) shows one shape of one colour that moves in one way on a dark, noisy background. Some have no
-audio stream, most no sign. Three sentences describe each video. No combination of colour, shape, motion, sound and
-word occurs twice, so what a model is tested on it has never seen together.
+audio stream, most no sign. Three sentences describe each video, and a fourth, short one each of those for training. No
+combination of colour, shape, motion, sound and word occurs twice, so what a model is tested on it has never seen
+together.
 """
 
 import colorsys
@@ -72,6 +73,15 @@ PARTIAL = (
 )
 """People do not name everything either."""
 
+SPARSE = (
+    "a {shape} {motion}",
+    "something {colour} {motion}",
+    "a {colour} {shape}",
+    "a {colour} {shape} {motion}",
+    "{sound}",
+)
+"""Short as a query is typed: for training only, since they describe many videos alike."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -100,7 +110,9 @@ def make_corpus(folder: Path, count: int, seed: int = 0) -> list[Video]:
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     videos = []
     for i, scene in enumerate(tqdm(draw_scenes(count, rng), desc="videos", unit=" videos")):
-        video = Video(f"video{i:04}", "test" if i % 5 == 4 else "train", scene, describe(scene, rng))
+        split = "test" if i % 5 == 4 else "train"
+        captions = tuple(describe(scene, template, rng) for template in choose_templates(split, rng))
+        video = Video(f"video{i:04}", split, scene, captions)
         write_video(folder / "videos" / f"{video.name}.mp4", draw_frames(scene, rng), make_sound(scene.sound, rng))
         videos.append(video)
     write_captions(folder / "captions.csv", videos)
@@ -120,14 +132,17 @@ def draw_scenes(count: int, rng: np.random.Generator) -> list[Scene]:
 # --- sentences --------------------------------------------------------------------------------------------
 
 
-def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """Two complete sentences and one that leaves something out, with synonyms at random."""
-    sentences = []
-    for template in (*COMPLETE, str(rng.choice(PARTIAL))):
-        colour, shape, motion, sound = (rng.choice(SYNONYMS[part]) for part in astuple(scene)[:4])
-        sign = ", " + rng.choice(SIGNS).format(scene.word) if scene.word else ""
-        sentences.append(template.format(colour=colour, shape=shape, motion=motion, sound=sound, sign=sign))
-    return tuple(sentences)
+def choose_templates(split: str, rng: np.random.Generator) -> tuple[str, ...]:
+    """Two complete ones and one that leaves something out; for training a short one, too."""
+    templates = (*COMPLETE, str(rng.choice(PARTIAL)))
+    return (*templates, str(rng.choice(SPARSE))) if split == "train" else templates
+
+
+def describe(scene: Scene, template: str, rng: np.random.Generator) -> str:
+    """A sentence with synonyms at random."""
+    colour, shape, motion, sound = (rng.choice(SYNONYMS[part]) for part in astuple(scene)[:4])
+    sign = ", " + rng.choice(SIGNS).format(scene.word) if scene.word else ""
+    return template.format(colour=colour, shape=shape, motion=motion, sound=sound, sign=sign)
 
 
 def write_captions(path: Path, videos: Sequence[Video]) -> None:

@@ -8,7 +8,7 @@ test videos, each of a combination of properties that training never had, are in
 holds videos/, captions.csv, features/, run.toml, run/, videos.db and contact_sheet.png. Where FOLDER has an index
 already, the queries alone are answered anew.
 
-Besides the package with the extras of README.md and `training` it takes `pip install av pillow`.
+What it needs is the extra `demo`: `pip install -e '.[demo]'`.
 """
 
 import argparse

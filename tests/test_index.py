@@ -274,6 +274,23 @@ def test_a_missing_library_names_its_extra(path, monkeypatch):
 HEAD = "import sys, itertools\nfrom test_index import NAMES, some, VideoIndex, check\ntext, video = some()\n"
 
 
+def test_exact_whatever_lies_in_segments(path, monkeypatch):
+    """Videos that are replaced and deleted between searches, some in segments by then and some loose."""
+    flushed = []
+    with VideoIndex(path) as index:
+        flush = index._client.flush
+        monkeypatch.setattr(index._client, "flush", lambda *arguments: flushed.append(1) or flush(*arguments))
+        for seed in range(4):
+            text, video = some(4, 60, seed=seed)
+            index.add(NAMES, video)
+            index.add([f"{seed} {name}" for name in NAMES], video)
+            index.delete([f"{seed} {name}" for name in NAMES])
+            check(index, text, video, NAMES, 60)
+            index.add(NAMES[:50], video[:50])
+            check(index, text, video, NAMES, 60)
+    assert len(flushed) == 4  # once a round, when a hundred have come since
+
+
 def python(code, *arguments):
     command = [sys.executable, "-W", "ignore", "-c", HEAD + code, *map(str, arguments)]
     folder = Path(__file__).parent  # where it finds this file, and not the package's folder
@@ -281,12 +298,13 @@ def python(code, *arguments):
 
 
 def test_killed_while_adding(path):
-    """What was acknowledged is there afterwards, and adding again completes."""
+    """What was acknowledged is there afterwards, and adding again completes; searches have segments written between."""
     code = (
         "with VideoIndex(sys.argv[1]) as index:\n"
         "    for i in itertools.count():\n"
         "        index.add([f'{i}-{name}' for name in NAMES], video)\n"
         "        print(i, flush=True)\n"
+        "        index.search(text[0])\n"
     )
     text, video = some()
     acknowledged = -1
@@ -361,9 +379,11 @@ def test_a_full_disk(path):
         "            index.add([f'{i}-{name}' for name in NAMES], video)\n"
         "    except OSError as error:\n"
         "        print('OSError', error)\n"
+        "    print(len(index.search(text, 60, ids=NAMES).ids[0]), len(index.search(text, 60).ids[0]))\n"
     )
     out, errors = python(code, path).communicate()
     assert out.startswith(f"OSError {path}: cannot add: "), (out, errors)
+    assert out.endswith("\n60 60\n"), (out, errors)  # what is there is found nevertheless
     with VideoIndex(path) as index:
         found = index.search(text, 60, ids=NAMES)
         assert sorted(found.ids[0]) == sorted(NAMES)
