@@ -4,13 +4,18 @@ Loaded by Towhee's hub loader from the operator cache, or installed and imported
 `collaborative_experts`, which also registers the operator with Towhee.
 """
 
+import warnings
+
 from .dependencies import check_dependencies
 
 check_dependencies()
 
-# All submodules before the factory: importing the submodule of the same name later would replace it.
-from towhee import register  # noqa: E402
+with warnings.catch_warnings():
+    # Towhee imports pkg_resources, which warns its user, who can do nothing about it.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    from towhee import register
 
+# All submodules before the factory: importing the submodule of the same name later would replace it.
 from .captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
 from .collaborative_experts import CollaborativeExperts  # noqa: E402
 from .config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402

@@ -16,7 +16,6 @@ import pickle
 import sys
 import textwrap
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +30,7 @@ from matplotlib.colors import rgb_to_hsv
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-# Towhee imports pkg_resources, which warns its user, who can do nothing about it.
-warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-
-from collaborative_experts import (  # noqa: E402
+from collaborative_experts import (
     CollaborativeExperts,
     Evaluation,
     SearchResult,
@@ -43,8 +39,8 @@ from collaborative_experts import (  # noqa: E402
     read_captions,
     read_features,
 )
-from collaborative_experts.run import evaluate_run, train_run  # noqa: E402
-from collaborative_experts.training import BEST  # noqa: E402
+from collaborative_experts.run import evaluate_run, train_run
+from collaborative_experts.training import BEST
 
 RUN = """\
 folder = "run"
