@@ -29,6 +29,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/callers.py
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/index.py
 
