@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "train":
             result = train_run(options.run, options.resume)
-            print(result.evaluation or f"trained {result.best_epoch} epochs")
-            print(f"best weights, of epoch {result.best_epoch}: {result.weights_path}")
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that share a run, one reports
+                print(result.evaluation or f"trained {result.best_epoch} epochs")
+                print(f"best weights, of epoch {result.best_epoch}: {result.weights_path}")
             return 0
         if options.command == "evaluate":
             print(table(evaluate_run(options.run, options.weights)))
@@ -57,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(describe(options.target, config))
         else:
             print(describe(options.source, config))
+    except KeyboardInterrupt:
+        print("interrupted" + ("; continue with --resume" if options.command == "train" else ""), file=sys.stderr)
+        return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

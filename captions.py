@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +81,8 @@ def read_captions(path: str | Path, split: str | Iterable[str] | None = None) ->
         if not (row["video_id"] or "").strip() or not (row["caption"] or "").strip():
             raise ValueError(f"{path}, record {line - 1}: expected a video_id and a caption, got {row}")
     if not rows:
-        raise ValueError(f"{path}: expected captions{f' of split {sorted(wanted)}' if wanted else ''}, found none")
+        of_split = f" of split {sorted(wanted)}, which no row has in its column split" if wanted else ""
+        raise ValueError(f"{path}: expected captions{of_split}, found none")
     return Captions(tuple(row["video_id"].strip() for _, row in rows), tuple(row["caption"].strip() for _, row in rows))
 
 
@@ -144,7 +146,13 @@ class SentenceEncoder:
         self._path = model
 
     def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """(W_i, dim) float32 for each sentence, W_i its number of word pieces with those of its begin and end."""
+        """(W_i, dim) float32 for each sentence, W_i its number of word pieces with those of its begin and end.
+
+        Raises:
+            TypeError: a single sentence, not in a list.
+        """
+        if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
+            raise TypeError(f"encoder: expected a list of sentences, such as ['a dog runs'], got {sentences!r}")
         found = self._model.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
         return [x.cpu().numpy() for x in found]
 
@@ -205,22 +213,38 @@ class CaptionedVideos:
         return CaptionedVideos(self.features[rows], position[self.targets[kept]], self.tokens[kept])
 
 
+def match(features: Features, captions: Captions) -> tuple[Features, Captions, np.ndarray]:
+    """The videos that have both features and captions, their captions, and the row of each caption's video.
+
+    Captions of other videos are left out with a warning that names one: nothing could find them, so that they would
+    only lower each figure.
+
+    Raises:
+        ValueError: no caption is left.
+    """
+    there = features.available.any(1)
+    row = {name: i for i, name in enumerate(features.ids) if there[i]}
+    named = captions.unique_ids()
+    ids = [name for name in named if name in row]
+    if len(ids) < len(named):
+        first = next(name for name in named if name not in row)
+        message = f"captions: {len(named) - len(ids)} of their {len(named)} videos have no features, such as {first!r}"
+        if not ids:
+            raise ValueError(message)
+        warnings.warn(f"{message}; they are left out", stacklevel=2)
+    position = {name: i for i, name in enumerate(ids)}
+    kept = [(name, text) for name, text in zip(captions.video_ids, captions.sentences, strict=True) if name in position]
+    targets = np.array([position[name] for name, _ in kept], dtype=np.int64)
+    return features[[row[name] for name in ids]], Captions(*zip(*kept, strict=True)), targets
+
+
 def caption_videos(
     features: Features, captions: Captions, encoder: Encoder, folder: str | Path, max_tokens: int = 37
 ) -> CaptionedVideos:
-    """The videos of `features` that have captions, with them; token embeddings are kept in `folder` (`embed_tokens`).
+    """The videos that have features and captions (`match`); token embeddings are kept in `folder` (`embed_tokens`).
 
     Raises:
-        ValueError: a caption's video is not in `features`.
+        ValueError: no video has both.
     """
-    row = {name: i for i, name in enumerate(features.ids)}
-    strangers = [name for name in captions.unique_ids() if name not in row]
-    if strangers:
-        raise ValueError(
-            f"captions: {len(strangers)} of their videos are not among the features; the first is {strangers[0]!r}"
-        )
-    ids = captions.unique_ids()
-    position = {name: i for i, name in enumerate(ids)}
-    targets = np.array([position[name] for name in captions.video_ids], dtype=np.int64)
-    tokens = embed_tokens(captions.sentences, encoder, folder, max_tokens)
-    return CaptionedVideos(features[[row[name] for name in ids]], targets, tokens)
+    features, captions, targets = match(features, captions)
+    return CaptionedVideos(features, targets, embed_tokens(captions.sentences, encoder, folder, max_tokens))

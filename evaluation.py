@@ -149,7 +149,10 @@ def _check_targets(targets: Any, texts: int, videos: int) -> Tensor:
                 f"targets: expected the video of each text, since {texts} texts are no multiple of {videos} videos"
             )
         return torch.arange(texts) // (texts // videos)
-    target = torch.as_tensor(targets if isinstance(targets, Tensor) else np.array(targets)).cpu()
+    targets = targets if isinstance(targets, Tensor) else np.array(targets)
+    if isinstance(targets, np.ndarray) and targets.dtype.kind not in "iufcb":
+        raise TypeError(f"targets: expected integers, the rows of the videos, got {targets.dtype}")
+    target = torch.as_tensor(targets).cpu()
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"targets: expected integers, got {target.dtype}")
     if tuple(target.shape) != (texts,):

@@ -123,6 +123,14 @@ def iter_features(
                 progress.update(len(batch))
 
 
+def read_ids(files: Files) -> tuple[str, ...]:
+    """The ids of the videos that any of the files has; files and errors as for `read_features`."""
+    with ExitStack() as stack:
+        return _all_ids(
+            {name: stack.enter_context(_open(path, name)) for name, path in _find_files(files, None, stack).items()}
+        )
+
+
 def config_for(features: Features, text: Mapping[str, Any], **choices: Any) -> CEConfig:
     """A model for these features: every expert with its dimension, token sequences with 8 clusters and, as padding and
     limit, the longest one's length, 50 at most.
@@ -139,7 +147,7 @@ def config_for(features: Features, text: Mapping[str, Any], **choices: Any) -> C
     for name, x in features.experts.items():
         rows = [row for row in x if row is not None] if isinstance(x, list) else x
         if not features.ind[name].any():
-            raise ValueError(f"features: expert {name!r} is missing in every video; leave it out")
+            raise ValueError(f"features: expert {name!r} is missing in every video; leave it out, or mend its ids")
         own = {"dim": int(rows[0].shape[-1])}
         if isinstance(x, list):
             own |= {"clusters": 8, "max_tokens": min(max(map(len, rows)), 50)}
@@ -166,6 +174,8 @@ def _find_files(files: Files, config: CEConfig | None, stack: ExitStack) -> dict
             )
     else:
         path = Path(files)
+        if not path.exists():
+            raise FileNotFoundError(f"features: there is no file or folder {path}")
         if path.suffix not in (".npz", ".h5", ".hdf5"):
             raise ValueError(
                 f"{path}: expected a folder, or one .npz or .h5 with several experts; else pass {{expert: path}}"

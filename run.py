@@ -34,7 +34,7 @@ from .checkpoint import replacing
 from .collaborative_experts import CollaborativeExperts
 from .config import CEConfig, nearest
 from .evaluation import Evaluation, evaluate
-from .features import config_for, read_features
+from .features import config_for, read_features, read_ids
 from .training import BEST, STATE, TrainingConfig, TrainingResult, combine
 
 TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
@@ -91,7 +91,13 @@ class Run:
     def dataset(self, split: str | list[str]) -> CaptionedVideos:
         """The videos of a split with their captions; token embeddings are kept in the run's folder."""
         captions = read_captions(self.captions, split)
-        features = read_features(self.features, captions.unique_ids())
+        wanted = captions.unique_ids()
+        features = read_features(self.features, wanted)
+        if not features.available.any():
+            raise ValueError(
+                f"{self.captions}: none of its {len(wanted)} videos, such as {wanted[0]!r}, has features; "
+                f"in {self.features} the ids are such as {read_ids(self.features)[:1]}"
+            )
         encoder = SentenceEncoder(self.encoder)
         self.folder.mkdir(parents=True, exist_ok=True)
         text = TEXT | dict(self.model.get("text", {}))
@@ -112,14 +118,23 @@ class Run:
 
 
 def train_run(path: str | Path, resume: bool = False) -> TrainingResult:
-    """Train as the file says; `resume` continues an interrupted run of it. Raises as `Run.read` and `op.train`."""
+    """Train as the file says; `resume` continues an interrupted run of it.
+
+    Raises:
+        ValueError: the run's folder holds a run already, which is to be continued or to go elsewhere.
+        Also as `Run.read` and `op.train`.
+    """
     run = Run.read(path)
+    checkpoint = run.folder / STATE
+    if resume and not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: there is no run to continue; train without --resume")
+    if checkpoint.is_file() and not resume:
+        raise ValueError(f"{run.folder}: holds a run already; continue it with --resume, or name another folder")
     dataset, validation = run.split_training()
     model = MODEL | dict(run.model)
     text = TEXT | {"dim": int(dataset.tokens.shape[2])} | dict(model.pop("text", {}))
     op = _untrained(config_for(dataset.features, text, **model))
-    checkpoint = run.folder / STATE if resume else None
-    return op.train(run.training, dataset, validation, checkpoint)
+    return op.train(run.training, dataset, validation, checkpoint if resume else None)
 
 
 def _untrained(config: CEConfig) -> CollaborativeExperts:

@@ -20,7 +20,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ from .model import CEModel, initial_state
 
 MARGIN = 0.09381161988446174
 """The authors' margin for MSR-VTT (their `configs/msrvtt/train-full-ce.json`)."""
+
+FREE_TO_CHANGE = ("folder", "epochs", "patience")
+"""Settings with which a run may be continued otherwise than it began."""
 
 STATE = "last.ckpt"
 BEST = "best.safetensors"
@@ -217,7 +220,9 @@ class _Data:
             rows = self.features[expert.name][self.available[:, m]].double().flatten(0, -2)
             rows = rows[(rows != 0).any(1)] if expert.variable else rows  # without padding
             if not len(rows):
-                raise ValueError(f"training: expert {expert.name!r} is missing in every training video; leave it out")
+                raise ValueError(
+                    f"training: expert {expert.name!r} is missing in every training video; leave it out or mend its ids"
+                )
             deviation = rows.std(0, correction=0)
             found[f"standardise.{expert.name}.mean"] = rows.mean(0).float()
             found[f"standardise.{expert.name}.std"] = deviation.masked_fill(deviation < LEAST_DEVIATION, 1).float()
@@ -351,7 +356,8 @@ class _Run:
         self.validation = _Data(eval_dataset, config, "eval_dataset") if eval_dataset is not None else None
         if len(self.data) < settings.batch_size:
             raise ValueError(
-                f"training: expected at least batch_size {settings.batch_size} training videos, got {len(self.data)}"
+                f"training: expected at least batch_size {settings.batch_size} training videos, got {len(self.data)} "
+                f"(held-out videos not counted); set batch_size to {len(self.data)} or less"
             )
         self._statistics = self.data.statistics(config)
         if weights is None:
@@ -386,9 +392,10 @@ class _Run:
         self._events = writer(self.folder, purge_step=self.epoch + 1) if main else None
         with tqdm(total=epochs, initial=self.epoch, unit=" epochs", desc="training", disable=not main) as bar:
             while self.epoch < epochs and not self._is_patience_over():
-                row = self._run_epoch()
+                row = self.fabric.broadcast(self._run_epoch())  # each process validates; the first one's counts
+                is_best = self._note(row)
                 if main:
-                    self._keep(row)
+                    self._write(row, is_best)
                 self.fabric.barrier()
                 bar.set_postfix({key: f"{row[key]:.3g}" for key in ("loss", "geometric_mean") if key in row})
                 bar.update()
@@ -470,12 +477,18 @@ class _Run:
         model.load_state_dict({name: weights[name].clone() for name in weights}, strict=False, assign=True)
         return evaluate(*embed(model.to(self.fabric.device), self.validation))
 
-    def _keep(self, row: dict[str, float]) -> None:
-        """Write weights if they are the best so far, then the state to resume from, and the figures."""
+    def _note(self, row: dict[str, float]) -> bool:
+        """Add an epoch to the history; whether it is the best so far."""
         self.history.append(row)
         score = row.get("geometric_mean", float(self.epoch))  # without validation, the last is the best
-        if score > self.best["score"]:
+        is_best = score > self.best["score"]
+        if is_best:
             self.best = {"epoch": self.epoch, "score": score}
+        return is_best
+
+    def _write(self, row: dict[str, float], is_best: bool) -> None:
+        """Weights if they are the best so far, then the state to resume from, and the figures."""
+        if is_best:
             weights = {name: x.detach().cpu() for name, x in self.average.items()}
             write_weights(self.folder / BEST, weights, self.config, self._provenance(row))
         with replacing(self.folder / STATE) as temporary:
@@ -499,17 +512,14 @@ class _Run:
 
     # --- resume -------------------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, str]:
+    def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
-        settings = asdict(replace(self.settings, folder="", epochs=1, patience=0))
+        settings = {key: value for key, value in asdict(self.settings).items() if key not in FREE_TO_CHANGE}
         digest = hashlib.sha256(np.ascontiguousarray(self.data.targets))
         for name, x in self._statistics.items():
             digest.update(name.encode() + x.numpy().tobytes())
-        return {
-            "config": json.dumps(self.config.to_dict()),
-            "settings": json.dumps(settings),
-            "data": f"{len(self.data)} videos, {len(self.data.tokens)} captions, {digest.hexdigest()[:16]}",
-        }
+        data = f"{len(self.data)} videos with {len(self.data.tokens)} captions (hash {digest.hexdigest()[:8]})"
+        return settings | {"training data": data, "config": json.dumps(self.config.to_dict())}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -532,9 +542,11 @@ class _Run:
             found = state["identity"]
         except Exception as error:
             raise ValueError(f"{path}: not a complete training checkpoint: {error}") from error
-        for key, value in self._identity().items():
-            if found[key] != value:
-                raise ValueError(f"{path}: is of a run with another {key}; expected {value}, got {found[key]}")
+        changed = [
+            f"{key} is {value}, was {found[key]}" for key, value in self._identity().items() if found[key] != value
+        ]
+        if changed:
+            raise ValueError(f"{path}: this is not the run that it is of: {'; '.join(changed)}")
         self.objective.module.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])

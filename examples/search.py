@@ -3,8 +3,9 @@
     python examples/search.py FEATURES CAPTIONS.csv [--weights FILE] [--index videos.db] [--query "a dog runs" ...]
 
 FEATURES is a folder or a file as `read_features` takes it; the captions have the columns `video_id` and `caption`.
-Every video is embedded and indexed; every caption is asked, and the answers are held against comparing with each video;
-the evaluation says how often a caption finds its own video; a page shows the answers to the queries.
+Every video is embedded and indexed. With --query a page shows what is found for these sentences. Without, every caption
+is asked, the answers are held against comparing with each video, and the evaluation says how often a caption finds
+its own video.
 
 Without --weights the model is untrained and finds its videos by chance; the way is the same.
 """
@@ -40,7 +41,7 @@ from collaborative_experts import (  # noqa: E402
     read_features,
     similarity,
 )
-from collaborative_experts.captions import Captions  # noqa: E402
+from collaborative_experts.captions import Captions, match  # noqa: E402
 
 BATCH = 256
 
@@ -107,9 +108,12 @@ def page(queries: Sequence[str], found: SearchResult, captions: Captions) -> str
 
 def run(options: argparse.Namespace) -> None:
     """All of it; prints as it goes."""
+    if options.weights is not None and not options.weights.is_file():
+        raise FileNotFoundError(f"there is no file {options.weights}")
     captions = read_captions(options.captions)
     features = read_features(options.features)
     print(features.summary())
+    features = features[features.available.any(1)]  # a video without features cannot be found
     encoder = SentenceEncoder()
     config = None
     if options.weights is None:
@@ -117,16 +121,22 @@ def run(options: argparse.Namespace) -> None:
     with VideoIndex(options.index) as index:
         start = time.perf_counter()
         video = ingest(features, index, config, options.weights)
+        if len(index) != len(features):
+            raise ValueError(f"{options.index} holds other videos, too; delete it, or name another with --index")
         print(f"\nindexed   {len(index):,} videos in {time.perf_counter() - start:.1f} s -> {options.index}")
         start = time.perf_counter()
+        if options.query:
+            _, found = ask(options.query, index, encoder, config, options.weights, options.k)
+            print(page(options.query, found, captions))
+            return
+        described, captions, targets = match(features, captions)
         text, found = ask(captions.sentences, index, encoder, config, options.weights, options.k)
         print(f"asked     {len(text):,} captions in {time.perf_counter() - start:.1f} s")
         exact = count_exact(text, video, features.ids, found)
         print(f"exact     {exact:,} of {len(text):,} answers are what comparing with every video gives\n")
         row = {name: i for i, name in enumerate(features.ids)}
-        print(evaluate(text, video, [row[name] for name in captions.video_ids]))
-        queries = options.query or captions.sentences[:2]
-        print(page(queries, ask(queries, index, encoder, config, options.weights, options.k)[1], captions))
+        print(evaluate(text, video, [row[described.ids[target]] for target in targets]))
+        print(page(captions.sentences[:2], found, captions))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,12 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("captions", type=Path, help="a CSV file with the columns video_id and caption")
     parser.add_argument("--weights", type=Path, help="of a model trained on such features; default: untrained")
     parser.add_argument("--index", type=Path, default=Path("videos.db"), help="default: videos.db")
-    parser.add_argument("--query", nargs="*", help="sentences to show the answers of; default: the first two captions")
+    parser.add_argument("--query", nargs="*", help="sentences to answer; default: all captions, with an evaluation")
     parser.add_argument("-k", type=int, default=5, help="answers to a query; default: 5")
+    options = parser.parse_args(arguments)
     try:
-        run(parser.parse_args(arguments))
+        run(options)
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:  # what a pipeline makes of an operator's error, with the traceback in its text
+        sys.exit(f"error: {str(error).split(', Traceback')[0]}; if {options.index} is of other videos, delete it")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from collaborative_experts import (
     read_features,
 )
 from collaborative_experts.run import evaluate_run, train_run
-from collaborative_experts.training import BEST
+from collaborative_experts.training import BEST, STATE
 
 RUN = """\
 folder = "run"
@@ -216,7 +216,7 @@ def build(folder: Path, videos: int, seed: int) -> None:
     run = folder / "run.toml"
     run.write_text(RUN)
     with timed("training"):
-        result = train_run(run)
+        result = train_run(run, resume=(folder / "run" / STATE).is_file())
         print(f"best epoch: {result.best_epoch}, its validation\n{result.evaluation}")
     with timed("evaluation"):
         print(ablation(evaluate_run(run)))
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             build(options.folder, options.videos, options.seed)
         with timed("queries"):
             draw_sheet(options.folder, options.query, answer(options.folder, options.query))
-        print(options.folder / "contact_sheet.png")
+        print(f"the answers to {len(options.query)} queries: {options.folder / 'contact_sheet.png'}")
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
 

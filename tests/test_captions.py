@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from collaborative_experts import CaptionedVideos, Features, caption_videos, captions
+from collaborative_experts import CaptionedVideos, Features, SentenceEncoder, caption_videos, captions
 from collaborative_experts.captions import Captions, embed_tokens, read_captions
 
 CSV = 'video_id,split,caption\n7,train,A dog runs.\n7,train,"Running, a dog"\nx,test,Zwölf Katzen\n'
@@ -43,7 +43,7 @@ def test_reads_all_or_a_split(file):
         ("video_id,caption\n1,a\n", "train", "expected the columns video_id, caption, split; found video_id, caption"),
         ("", None, "expected the columns video_id, caption; found none"),
         ("video_id,caption\n", None, "expected captions, found none"),
-        (CSV, "val", r"expected captions of split \['val'\], found none"),
+        (CSV, "val", r"expected captions of split \['val'\], which no row has in its column split, found none"),
         ("video_id,caption\n1,a\n,b\n", None, "record 2: expected a video_id and a caption"),
         ("video_id,caption\n1,a\n2\n", None, "record 2: expected a video_id and a caption"),
     ],
@@ -116,8 +116,17 @@ def test_videos_with_their_captions(file, tmp_path):
 
 
 def test_captions_of_unknown_videos(file, tmp_path):
-    with pytest.raises(ValueError, match="2 of their videos are not among the features; the first is '7'"):
+    with pytest.warns(UserWarning, match="1 of their 2 videos have no features, such as 'x'; they are left out"):
+        data = caption_videos(FEATURES[1:], read_captions(file), Words(), tmp_path)
+    assert (data.features.ids, data.targets.tolist()) == (("7",), [0, 0])
+    with pytest.raises(ValueError, match=r"2 of their 2 videos have no features, such as '7'$"):
         caption_videos(FEATURES[1:2], read_captions(file), Words(), tmp_path)
+
+
+@pytest.mark.parametrize("sentences", ["a dog", ["a dog", None]])
+def test_sentences_come_in_a_list(sentences):
+    with pytest.raises(TypeError, match=r"expected a list of sentences, such as \['a dog runs'\], got"):
+        SentenceEncoder()(sentences)
 
 
 @pytest.mark.parametrize(

@@ -173,15 +173,43 @@ def test_search(example, corpus, capsys, monkeypatch):
     monkeypatch.setattr(search, "SentenceEncoder", FakeEncoder)
     monkeypatch.setattr(search, "BATCH", 4)
     with pytest.warns(UserWarning, match="seeded initial parameters"):
-        search.main([*corpus, "--query", "some words", "other words", "-k", "3"])
+        search.main([*corpus, "-k", "3"])
     printed = capsys.readouterr().out
     assert re.search(r"motion +\(12,\) +5 +2\n", printed)
     assert "indexed   7 videos" in printed
     assert "exact     10 of 10 answers" in printed
     assert re.search(r"text to video .* 10\nvideo to text .* 7\n", printed)
+    assert printed.count("\n> ") == 2
+    with pytest.warns(UserWarning, match="seeded initial parameters"):
+        search.main([*corpus, "--query", "some words", "other words", "-k", "3"])
+    printed = capsys.readouterr().out
+    assert "exact" not in printed
     pages = printed.split("> some words\n")[1].split("> other words\n")
     assert [len(page.strip().splitlines()) for page in pages] == [3, 3]
     assert "end, really" in pages[0] or "word" in pages[0]
+
+
+def test_search_leaves_out_captions_without_features(example, corpus, capsys, monkeypatch):
+    monkeypatch.setattr(search := example("search"), "SentenceEncoder", FakeEncoder)
+    with Path(corpus[1]).open("a") as file:
+        file.write("nobody,a caption of nothing\n")
+    with pytest.warns(UserWarning, match="1 of their 8 videos have no features, such as 'nobody'"):
+        search.main(corpus)
+    assert "exact     10 of 10 answers" in capsys.readouterr().out
+
+
+def test_search_finds_another_models_or_folders_index(example, corpus, monkeypatch, tmp_path):
+    """Neither traceback nor nonsense where the index is of something else."""
+    monkeypatch.setattr(search := example("search"), "SentenceEncoder", FakeEncoder)
+    search.main([*corpus, "--query", "word"])
+    with np.load(corpus[0]) as content:
+        np.savez(tmp_path / "part.npz", **{name: x[:5] for name, x in content.items()})
+    with pytest.raises(SystemExit, match=r"^error: .*videos\.db holds other videos, too; delete it, or name another"):
+        search.main([str(tmp_path / "part.npz"), *corpus[1:], "--query", "word"])
+    with np.load(corpus[0]) as content:
+        np.savez(tmp_path / "other.npz", video_id=content["video_id"], motion=content["audio"])
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*videos\.db: expected embeddings of the experts[^\n]*$"):
+        search.main([str(tmp_path / "other.npz"), *corpus[1:], "--query", "word"])
 
 
 def test_search_counts_wrong_answers(example):
@@ -201,14 +229,15 @@ def test_search_counts_wrong_answers(example):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: "no.npz"}, "there is no such file"),
+        ({0: "no.npz"}, "features: there is no file or folder"),
         ({1: "no.csv"}, "captions: there is no file"),
         ({3: "no/folder/videos.db"}, "there is no folder"),
+        ({4: "--weights", 5: "no.safetensors"}, "there is no file"),
     ],
 )
 def test_search_errors_are_one_line(example, corpus, change, message, monkeypatch):
     monkeypatch.setattr(search := example("search"), "SentenceEncoder", FakeEncoder)
-    arguments = [change.get(i, value) for i, value in enumerate(corpus)]
+    arguments = list((dict(enumerate(corpus)) | change).values())
     with pytest.raises(SystemExit, match=f"^error: [^\\n]*{message}"):
         search.main(arguments)
 

@@ -241,7 +241,9 @@ def test_which_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown expert 'motoin'; did you mean 'motion'"):
         read_features({"motoin": path}, config=CONFIG)
     with pytest.raises(ValueError, match="expected a folder, or one"):
-        read_features(tmp_path / "motion.pkl")
+        read_features(write(tmp_path, "pkl", "motion", IDS, FIXED))
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        read_features(tmp_path / "none")
     with pytest.raises(ValueError, match=r"expected files of features .* found none"):
         read_features({})
     (tmp_path / "motion.ids.txt").write_text("a")

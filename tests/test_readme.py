@@ -17,7 +17,7 @@ def readme(root):
 def test_python_blocks_run(readme, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     namespace = {"__name__": "readme"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*seeded initial parameters")

@@ -10,7 +10,7 @@ import pytest
 from test_training import captioned, untrained
 
 import collaborative_experts as package
-from collaborative_experts import run
+from collaborative_experts import run, training
 from collaborative_experts.__main__ import main
 
 TRECVID = Path(os.environ.get("TRECVID_VTT") or Path(__file__).resolve().parents[2] / "shared/data/trecvid-vtt")
@@ -107,9 +107,36 @@ def test_resume_by_the_command(folder, capsys):
     assert len((folder / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
     assert len(list((folder / "run").glob("tokens-*.npy"))) == 1  # embedded once
     capsys.readouterr()
+    assert main(["train", str(path)]) == 1  # nothing is overwritten by mistake
+    assert "holds a run already; continue it with --resume, or name another folder" in capsys.readouterr().err
     (folder / "run" / "last.ckpt").unlink()
     assert main(["train", str(path), "--resume"]) == 1
-    assert "error: resume_checkpoint_path: there is no file" in capsys.readouterr().err
+    assert "last.ckpt: there is no run to continue; train without --resume" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Run, "_run_step", interrupt)
+    assert main(["train", str(folder / "run.toml")]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; continue with --resume\n")
+
+
+def test_captions_of_videos_without_features_are_left_out(folder):
+    with (folder / "captions.csv").open("a", encoding="utf-8") as file:
+        file.write('nobody,test,"1,2,3,4,5,6,7,8,9,0"\n')
+    with pytest.warns(UserWarning, match="1 of their 17 videos have no features, such as 'nobody'; they are left out"):
+        assert len(run.Run.read(folder / "run.toml").dataset("test")) == 16
+
+
+def test_ids_that_nothing_has(folder, capsys):
+    text = (folder / "captions.csv").read_text().replace("video", "clip ").replace("clip _id", "video_id")
+    (folder / "captions.csv").write_text(text)
+    assert main(["train", str(folder / "run.toml")]) == 1
+    error = capsys.readouterr().err
+    assert "none of its 48 videos, such as 'clip 0', has features; in " in error
+    assert "the ids are such as ('video0',)" in error
 
 
 @pytest.mark.parametrize(
@@ -125,7 +152,7 @@ def test_resume_by_the_command(folder, capsys):
         ("epochs = 12", "epoch = 12", "training: unknown key 'epoch'"),
         ("shared_dim = 32", "share_dim = 32", "unknown key 'share_dim'"),
         ("captions.csv", "none.csv", "captions: there is no file"),
-        ('"features"', '"none"', "none"),
+        ('"features"', '"none"', "features: there is no file or folder"),
         ("[model]", "[model", "expected TOML"),
         ("batch_size = 8", "batch_size = 80", "expected at least batch_size 80 training videos, got 36"),
     ],
