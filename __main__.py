@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import check_weights, read_config, read_notes, read_weights, write_weights
 from .config import MSRVTT, CEConfig
@@ -85,7 +86,7 @@ def describe(path: Path, config: CEConfig) -> str:
     lines = [
         f"file        {path} ({path.stat().st_size / 1e6:.1f} MB)",
         f"sha256      {digest}",
-        *(f"{key:11} {value}" for key, value in read_notes(path).items()),
+        *(f"{key:11} {_plain(value)}" for key, value in read_notes(path).items()),
         f"parameters  {sum(x.numel() for x in model.parameters()):,}",
         f"form        {form(config)}",
         f"text        {config.text.dim} -> {pooled}, {config.text.max_tokens or 'any number of'} tokens",
@@ -99,6 +100,11 @@ def describe(path: Path, config: CEConfig) -> str:
         )
         lines.append(f"  {expert.name:{width}}  {expert.dim} ({kind}) -> {dims.get(expert.name, 'concatenated')}")
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """A note without the punctuation of JSON."""
+    return ", ".join(f"{key} {_plain(x)}" for key, x in value.items()) if isinstance(value, dict) else str(value)
 
 
 def form(config: CEConfig) -> str:

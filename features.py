@@ -264,7 +264,8 @@ class _Reader:
         if x.size == 0:
             return None
         if x.dtype.kind not in "fiu":
-            raise ValueError(f"{where}: expected numbers, got {x.dtype}")
+            hint = f" (ids are looked for as {' or '.join(ID_NAMES)})" if x.dtype.kind in "SU" else ""
+            raise ValueError(f"{where}: expected numbers, got {x.dtype}{hint}")
         if np.isnan(x).any():
             return None
         if x.ndim not in (1, 2):

@@ -101,6 +101,10 @@ class VideoIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        held = "closed" if self._client is None else f"{len(self):,} videos"
+        return f"VideoIndex({self.uri!r}, {self.collection!r}): {held}"
+
     def __len__(self) -> int:
         if self._stored is None:
             return 0

@@ -341,7 +341,8 @@ def _absent(expert: ExpertConfig, size: int) -> Tensor:
 
 def _check_names(value: Any, where: str, config: CEConfig) -> None:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{where}: expected a dict keyed by expert, got {type(value).__name__}")
+        hint = "; pass features.experts, features.ind" if hasattr(value, "experts") and hasattr(value, "ind") else ""
+        raise TypeError(f"{where}: expected a dict keyed by expert, got {type(value).__name__}{hint}")
     for name in value:
         if name not in config.expert_names:
             raise ValueError(f"{where}: unknown expert {name!r}{nearest(name, config.expert_names)}")

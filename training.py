@@ -591,6 +591,8 @@ _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mi
 
 def _fabric(settings: TrainingConfig, device: torch.device) -> Any:
     """Lightning's Fabric: the same steps on a CPU, a GPU or several, in full or mixed precision."""
+    if settings.precision == "float16" and device.type == "cpu":
+        raise ValueError("training: precision: 'float16' is not for cpu; use 'bfloat16' or 'float32'")
     fabric = extra("lightning_fabric", "training").Fabric(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" and settings.devices == 1 else settings.devices,

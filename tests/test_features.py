@@ -9,6 +9,7 @@ import pytest
 
 from collaborative_experts import CEConfig, Features, iter_features, read_features
 from collaborative_experts import features as module
+from collaborative_experts.inputs import clean_video
 
 IDS = ("v1", "7", "v3", "ü4")
 RNG = np.random.default_rng(0)
@@ -299,3 +300,13 @@ def test_real_features(root):
 
 def test_every_suffix_is_tested():
     assert {f".{layout.replace(',', ' ').split()[0]}" for layout in FORMATS} == set(module._SUFFIXES) - {".hdf5"}
+
+
+def test_what_newcomers_do(tmp_path):
+    """Ids under another name, and the features themselves in place of their parts."""
+    np.savez(tmp_path / "motion.npz", id=np.array(IDS), motion=np.ones((len(IDS), 4), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"expected numbers, got <U\d+ \(ids are looked for as video_id or ids\)"):
+        read_features({"motion": tmp_path / "motion.npz"})
+    features = read_features({"motion": write(tmp_path, "npy", "motion", IDS, FIXED)})
+    with pytest.raises(TypeError, match=r"got Features; pass features\.experts, features\.ind"):
+        clean_video(features, None, CONFIG)

@@ -274,6 +274,14 @@ def test_a_missing_library_names_its_extra(path, monkeypatch):
 HEAD = "import sys, itertools\nfrom test_index import NAMES, some, VideoIndex, check\ntext, video = some()\n"
 
 
+def test_says_what_it_is(path):
+    with VideoIndex(path) as index:
+        assert repr(index) == f"VideoIndex({str(path)!r}, 'videos'): 0 videos"
+        index.add(NAMES, some()[1])
+        assert repr(index).endswith(": 60 videos")
+    assert repr(index).endswith(": closed")
+
+
 def test_exact_whatever_lies_in_segments(path, monkeypatch):
     """Videos that are replaced and deleted between searches, some in segments by then and some loose."""
     flushed = []

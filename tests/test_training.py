@@ -367,6 +367,7 @@ def test_two_processes_share_a_batch(root, tmp_path):
         ({"epoch": 3}, ValueError, "training: unknown key 'epoch'; known: folder, loss"),
         ({"loss": "triplet"}, ValueError, "training: loss: expected one of 'infonce', 'max_margin', got 'triplet'"),
         ({"precision": "int8"}, ValueError, "training: precision: expected one of 'float32', 'bfloat16', 'float16'"),
+        ({"precision": "float16"}, ValueError, "precision: 'float16' is not for cpu; use 'bfloat16' or 'float32'"),
         ({"epochs": 0}, ValueError, "training: epochs: expected at least 1, got 0"),
         ({"epochs": 1.5}, TypeError, "training: epochs: expected an integer, got 1.5"),
         ({"seed": True}, TypeError, "training: seed: expected an integer, got True"),
