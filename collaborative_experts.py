@@ -157,7 +157,7 @@ class CollaborativeExperts(NNOperator):
         if self.modality is not None:
             raise ValueError(f"train: an operator of both sides trains, this one holds the {self.modality} side only")
         chosen = training.combine(training_config, settings)
-        weights = dict(self._open_weights()) if self.pretrained else None
+        weights = {name: _own(x) for name, x in self._open_weights().items()} if self.pretrained else None
         config = self.config if self.pretrained else replace(self.config, standardise=True)
         result = training.train(
             config, chosen, train_dataset, eval_dataset, resume_checkpoint_path, weights, self.device

@@ -94,7 +94,10 @@ def evaluate(text: TextEmbeddings, video: VideoEmbeddings, targets: Any = None, 
 
     def tiles() -> Tiles:
         for rows, columns, tile in similarity_tiles(text, video):
-            yield rows, columns, torch.as_tensor(tile)
+            scores = torch.as_tensor(tile)
+            if bool(scores.isnan().any()):
+                raise ValueError("evaluate: expected finite embeddings, got NaN scores")
+            yield rows, columns, scores
 
     return _evaluate(tiles, len(text), len(video), targets, query_mask)
 

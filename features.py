@@ -494,12 +494,18 @@ class _ArraysOnly(pickle.Unpickler):
     _ALLOWED = frozenset(
         (f"numpy.{core}.{name}", attribute)
         for core in ("core", "_core")
-        for name, attribute in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-    ) | {("numpy", "ndarray"), ("numpy", "dtype")}
+        for name, attribute in (("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._ALLOWED:
             return super().find_class(module, name)
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return _empty
+        if (module, name) == ("numpy", "ndarray"):
+            return None
+        if (module, name) == ("numpy", "dtype"):
+            return _dtype
         if (module, name) == ("_codecs", "encode"):
             return _latin1
         if (module, name) in (("__builtin__", "bytes"), ("builtins", "bytes")):
@@ -507,6 +513,18 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         raise pickle.UnpicklingError(f"refused, it would call {module}.{name}; only NumPy arrays are let in")
+
+
+def _empty(*_: Any) -> np.ndarray:
+    """What NumPy fills an array's state into; `numpy.ndarray` itself would take bytes for pointers to objects."""
+    return np.empty(0, dtype=np.int8)
+
+
+def _dtype(*arguments: Any) -> np.dtype:
+    dtype = np.dtype(*arguments)
+    if dtype.hasobject:
+        raise pickle.UnpicklingError("refused, arrays of objects; only arrays of numbers are let in")
+    return dtype
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -161,7 +161,7 @@ class VideoIndex:
         names = _check_ids(ids)
         for rows in _batches(len(names), LONGEST_ID) if self._stored else ():
             with _reporting(self.uri, "delete"):
-                self._open.delete(self.collection, ids=names[rows])
+                self._open.delete(self.collection, filter=_among(names[rows]))
 
     def search(self, text: TextEmbeddings, k: int = 10, ids: Sequence[Any] | None = None) -> SearchResult:
         """The k videos with the highest score for each text, exactly as comparing with all of them would find.
@@ -278,7 +278,7 @@ class VideoIndex:
                 search_params={"metric_type": "IP"}, consistency_level="Strong",
             )  # fmt: skip
             for t, of_text in enumerate(hits):
-                by = max(float(total[t]), 1e-30)
+                by = float(total[t]) or 1.0
                 found[t] += [(hit["distance"] / by, hit["id"]) for hit in of_text]
         return [[name for _, name in heapq.nlargest(k + MORE, of_text)] for of_text in found]
 
@@ -287,8 +287,8 @@ class VideoIndex:
         size = sum(self._stored["dims"].values())
         found: list[dict[str, Any]] = []
         for rows in _batches(len(names), 4 * size):
-            found += self._open.get(
-                self.collection, ids=list(names[rows]), output_fields=["id", "pattern", "vector"],
+            found += self._open.query(
+                self.collection, filter=_among(names[rows]), output_fields=["id", "pattern", "vector"],
                 consistency_level="Strong",
             )  # fmt: skip
         found.sort(key=lambda entry: entry["id"])
@@ -434,6 +434,11 @@ def _named(model: dict[str, str] | None) -> str:
 
 def _pattern(available: np.ndarray) -> str:
     return "".join("1" if there else "0" for there in available)
+
+
+def _among(names: Sequence[str]) -> str:
+    """A filter; pymilvus' own `ids=` puts them in quotes without escaping any."""
+    return f"id in {json.dumps(list(names), ensure_ascii=False)}"
 
 
 def _bits(pattern: str) -> np.ndarray:

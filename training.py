@@ -37,7 +37,7 @@ from .config import CEConfig
 from .dependencies import extra
 from .embeddings import TextEmbeddings, VideoEmbeddings
 from .evaluation import Evaluation, evaluate
-from .model import CEModel, initial_state
+from .model import CEModel, initial_state, meta_model
 
 MARGIN = 0.09381161988446174
 """The authors' margin for MSR-VTT (their `configs/msrvtt/train-full-ce.json`)."""
@@ -213,6 +213,16 @@ class _Data:
         tokens = torch.from_numpy(np.asarray(self.tokens[captions], dtype=np.float32))
         return {name: x[rows] for name, x in self.features.items()}, self.available[rows], tokens
 
+    def describe(self) -> str:
+        """Its size and a hash of all that is in it."""
+        digest = hashlib.sha256(self.targets.astype(np.int64).tobytes() + self.available.numpy().tobytes())
+        for name, x in self.features.items():
+            digest.update(name.encode())
+            digest.update(x.contiguous().numpy())
+        for rows in _chunks(len(self.tokens)):
+            digest.update(np.ascontiguousarray(self.tokens[rows]))
+        return f"{len(self)} videos with {len(self.tokens)} captions (hash {digest.hexdigest()[:8]})"
+
     def statistics(self, config: CEConfig) -> dict[str, Tensor]:
         """Mean and standard deviation of each feature over what is there, under the names of the weights."""
         found = {}
@@ -237,7 +247,7 @@ class _Objective(nn.Module):
 
     def __init__(self, config: CEConfig, settings: TrainingConfig, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.model = CEModel(config)
+        self.model = meta_model(config)
         # Not strict: load_state_dict trips over the names of experts with a dot; the names are our own.
         self.model.load_state_dict({name: x.clone() for name, x in state.items()}, strict=False, assign=True)
         for parameter in self.model.parameters():
@@ -473,7 +483,7 @@ class _Run:
                 self.average[name].copy_(x)
 
     def _evaluate(self, weights: Mapping[str, Tensor]) -> Evaluation:
-        model = CEModel(self.config)
+        model = meta_model(self.config)
         model.load_state_dict({name: weights[name].clone() for name in weights}, strict=False, assign=True)
         return evaluate(*embed(model.to(self.fabric.device), self.validation))
 
@@ -515,11 +525,9 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
         settings = {key: value for key, value in asdict(self.settings).items() if key not in FREE_TO_CHANGE}
-        digest = hashlib.sha256(np.ascontiguousarray(self.data.targets))
-        for name, x in self._statistics.items():
-            digest.update(name.encode() + x.numpy().tobytes())
-        data = f"{len(self.data)} videos with {len(self.data.tokens)} captions (hash {digest.hexdigest()[:8]})"
-        return settings | {"training data": data, "config": json.dumps(self.config.to_dict())}
+        validation = None if self.validation is None else self.validation.describe()
+        data = {"training data": self.data.describe(), "validation data": validation}
+        return settings | data | {"config": json.dumps(self.config.to_dict())}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -547,7 +555,7 @@ class _Run:
         ]
         if changed:
             raise ValueError(f"{path}: this is not the run that it is of: {'; '.join(changed)}")
-        self.objective.module.load_state_dict(state["objective"])
+        self.objective.module.load_state_dict(state["objective"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         for name, x in state["average"].items():

@@ -310,3 +310,16 @@ def test_what_newcomers_do(tmp_path):
     features = read_features({"motion": write(tmp_path, "npy", "motion", IDS, FIXED)})
     with pytest.raises(TypeError, match=r"got Features; pass features\.experts, features\.ind"):
         clean_video(features, None, CONFIG)
+
+
+def test_a_pickle_cannot_pass_bytes_for_objects(tmp_path):
+    """numpy.ndarray, called from a pickle with the type of objects, would follow pointers out of the file."""
+
+    class Forged:
+        def __reduce__(self):
+            return np.ndarray, ((1, 2), "O", b"A" * 16)
+
+    path = tmp_path / "motion.pkl"
+    path.write_bytes(pickle.dumps({"v1": Forged()}))
+    with pytest.raises(ValueError, match=r"motion\.pkl"):
+        read_features({"motion": path})

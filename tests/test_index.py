@@ -274,6 +274,16 @@ def test_a_missing_library_names_its_extra(path, monkeypatch):
 HEAD = "import sys, itertools\nfrom test_index import NAMES, some, VideoIndex, check\ntext, video = some()\n"
 
 
+def test_ids_of_any_characters(path):
+    names = np.array(sorted(["it's", "back\\slash", "new\nline", 'say "so"', "a\\n", "a\\'b"]))
+    text, video = some(videos=len(names))
+    with VideoIndex(path) as index:
+        index.add(names, video)
+        check(index, text, video, names, 6)
+        index.delete(names[:5])
+        assert len(index) == 1
+
+
 def test_says_what_it_is(path):
     with VideoIndex(path) as index:
         assert repr(index) == f"VideoIndex({str(path)!r}, 'videos'): 0 videos"

@@ -427,6 +427,7 @@ def test_checkpoints_that_are_refused(tmp_path):
     checkpoint = folder / "last.ckpt"
     cases = [
         ({"seed": 1, "epochs": 9}, data, "this is not the run that it is of: seed is 1, was 0$"),
+        ({}, CaptionedVideos(data.features, data.targets, data.tokens[::-1].copy()), "training data is 16 videos"),
         ({}, captioned(16, seed=1), "training data is 16 videos with 32 captions .*, was 16 videos with 32 captions"),
     ]
     for settings, dataset, message in cases:
@@ -450,3 +451,15 @@ def test_settings_as_object_dict_and_words(tmp_path):
     assert training.combine(settings, {"seed": 3}) == TrainingConfig(**QUICK, folder=str(tmp_path), seed=3)
     assert training.combine(None, {}) == TrainingConfig()
     json.dumps(settings.__dict__)
+
+
+def test_experts_with_a_dot_resume(tmp_path):
+    data = captioned(16)
+    x, ind = data.features.experts["motion"], data.features.ind["motion"]
+    data = CaptionedVideos(Features(data.features.ids, {"i3d.i3d.0": x}, {"i3d.i3d.0": ind}), data.targets, data.tokens)
+    config = CEConfig.from_dict(CONFIG.to_dict() | {"experts": {"i3d.i3d.0": 12}})
+    state = torch.get_rng_state()
+    untrained(config).train(QUICK, data, folder=str(tmp_path / "a"))
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as they were
+    result = untrained(config).train(QUICK, data, None, tmp_path / "a" / "last.ckpt", folder=str(tmp_path / "a"))
+    assert len(result.history) == 3
