@@ -369,9 +369,10 @@ class _Run:
                 f"training: expected at least batch_size {settings.batch_size} training videos, got {len(self.data)} "
                 f"(held-out videos not counted); set batch_size to {len(self.data)} or less"
             )
-        self._statistics = self.data.statistics(config)
+        self._identity = self._describe()  # once: it reads all data
+        statistics = self.data.statistics(config)
         if weights is None:
-            weights = initial_state(config, seed=settings.seed) | (self._statistics if config.standardise else {})
+            weights = initial_state(config, seed=settings.seed) | (statistics if config.standardise else {})
         self.folder = Path(settings.folder)
         self.fabric = _fabric(settings, torch.device(device))
         objective = _Objective(config, settings, weights)
@@ -522,7 +523,7 @@ class _Run:
 
     # --- resume -------------------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
         settings = {key: value for key, value in asdict(self.settings).items() if key not in FREE_TO_CHANGE}
         validation = None if self.validation is None else self.validation.describe()
@@ -531,7 +532,7 @@ class _Run:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "identity": self._identity(),
+            "identity": self._identity,
             "objective": self.objective.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -550,9 +551,8 @@ class _Run:
             found = state["identity"]
         except Exception as error:
             raise ValueError(f"{path}: not a complete training checkpoint: {error}") from error
-        changed = [
-            f"{key} is {value}, was {found[key]}" for key, value in self._identity().items() if found[key] != value
-        ]
+        now = self._identity
+        changed = [f"{key} is {now[key]}, was {found.get(key)}" for key in now if found.get(key) != now[key]]
         if changed:
             raise ValueError(f"{path}: this is not the run that it is of: {'; '.join(changed)}")
         self.objective.module.load_state_dict(state["objective"], strict=False)
