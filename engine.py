@@ -1,13 +1,9 @@
 """The fast inference model: CENet's outputs from CENet's weights, with only the arithmetic that is needed.
 
 What is saved against CENet's forward pass, for the form "pairwise" (paper, section 3.2, eq. 2 to 5):
-- the first layer of the pair function g on cat(x_i, x_j) is A x_i + B x_j + b, so each half is computed once
-  per expert and not once per pair;
-- the mean over pairs is linear, so g's last layer comes after it;
-- pairs with a missing expert are not computed, and a missing expert's embedding is a constant;
+- of the pair function g, what `pairs.py` tells;
+- on CPU nothing is computed of a missing expert, whose embedding is a constant;
 - BatchNorms are folded into the layers before them; nine text layers share one pooled text.
-What is not changed: an expert is gated in the model's order, with the already gated embeddings of the
-experts before it, so B x_j is computed again for each expert once it is gated.
 
 MoEE and its variant with reduced dimensions share the same code without pairs. CENet's other forms run through
 `model.CEModel`; `supports` tells which.
@@ -19,16 +15,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import CEConfig
-from .kernels import Parameters, Pooling, fold, int8_linear, negated_mish, normalise
+from .graphs import Graphed
+from .kernels import Parameters, Pooling, fold, int8_linear, normalise, spare_rows
 from .model import Modality
+from .pairs import AllPairs, AvailablePairs, Pairs
 
 CHUNK = 256
 """Items computed at once: enough for the matrix products to be efficient, and 60 MB of working memory."""
 
+GPU_CHUNK = 2048
+"""The same on a GPU, which wants more at once: 350 MB of working memory for the default model."""
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 """Number formats: float16 is for CUDA, int8 for the text layers of single queries on CPU."""
@@ -81,49 +80,68 @@ class Engine:
 
 
 class VideoEngine:
-    """Features to video embeddings; holds the video side's weights only."""
+    """Features to video embeddings; holds the video side's weights only.
+
+    On CPU a missing expert costs nothing: one that a chunk lacks altogether is left out, one that some of its
+    videos lack is computed for the others. On a GPU everything is computed, and the missing get no weight: then no
+    size depends on the data, nothing waits for the host, and small batches can replay a graph.
+    """
 
     def __init__(self, config: CEConfig, parameters: Parameters) -> None:
-        self._config, self._dtype = config, parameters.dtype
+        self._dims = config.output_dims
         self._experts = [_VideoExpert(config, i, parameters) for i in range(len(config.experts))]
-        self._standardise = [parameters.standardise(expert) for expert in config.experts if config.standardise]
-        self._pairs = _Pairs(config, parameters) if config.use_ce else None
+        self._pairs = Pairs(config, parameters) if config.use_ce else None
+        on_gpu = parameters.device.type == "cuda"
+        self._chunk = GPU_CHUNK if on_gpu else CHUNK
+        self._embed = Graphed(self.embed_masked) if on_gpu else self._embed_available
         with torch.no_grad():
-            self._absent = [self._absent_embedding(i, parameters.device) for i in range(len(config.experts))]
+            self._absent = [expert.absent_embedding() for expert in self._experts]
 
     def __call__(self, features: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
         """Features (B, dim) or (B, N, dim), availability (B, M) bool -> {expert: (B, D)} float32."""
         size = len(available)
-        embds = {
-            name: available.new_empty(size, dim, dtype=torch.float32) for name, dim in self._config.output_dims.items()
-        }
-        for rows in _even_slices(size, CHUNK):
-            there = available[rows]
-            inputs = [self._project(i, features[name][rows], there[:, i]) for i, name in enumerate(embds)]
-            gated = self._gate(inputs, there)
-            for i, embd in enumerate(embds.values()):
-                _place(embd[rows], there[:, i], gated[i], otherwise=self._absent[i])
+        embds = {name: available.new_empty(size, dim, dtype=torch.float32) for name, dim in self._dims.items()}
+        for rows in _even_slices(size, self._chunk):
+            parts = self._embed(available[rows], *(features[name][rows] for name in embds))
+            for embd, part in zip(embds.values(), parts, strict=True):
+                embd[rows] = part
         return embds
 
-    def _project(self, i: int, x: Tensor, there: Tensor) -> Tensor:
-        """The available rows of one expert's features, pooled and projected: (n, D)."""
-        x = _select(x, there)
-        if self._standardise:
-            x = self._standardise[i](x)
-        return self._experts[i].project(x.to(self._dtype))
+    def _embed_available(self, available: Tensor, *features: Tensor) -> list[Tensor]:
+        """Embeddings (B, D) of each expert for one chunk, computed where there is one."""
+        size, counts = len(available), available.sum(0).tolist()
+        present = [i for i, count in enumerate(counts) if count]
+        rows = [available[:, i].nonzero().flatten() if counts[i] < size else None for i in present]
+        inputs = [
+            self._experts[i].project(features[i] if at is None else features[i][at])
+            for i, at in zip(present, rows, strict=True)
+        ]
+        complete = all(at is None for at in rows)
+        pairs = AllPairs(size) if complete else AvailablePairs(available[:, present], rows)
+        gated = self._gate(inputs, [self._experts[i].gate for i in present], pairs)
+        embds = [absent.expand(size, -1) for absent in self._absent]
+        for i, at, embd in zip(present, rows, gated, strict=True):
+            embds[i] = embd[:size] if at is None else embds[i].index_copy(0, at, embd[: len(at)])
+        return embds
 
-    def _gate(self, inputs: list[Tensor], available: Tensor) -> list[Tensor]:
-        if self._pairs is None:
-            return [expert.gate(x) for expert, x in zip(self._experts, inputs, strict=True)]
-        return self._pairs.gate(inputs, available, [expert.gate for expert in self._experts])
+    def embed_masked(self, available: Tensor, *features: Tensor) -> list[Tensor]:
+        """The same with everything computed, so that all sizes follow from those of the arguments."""
+        inputs = [
+            expert.project(x.masked_fill(~available[:, i].view(-1, *[1] * (x.ndim - 1)), 0))
+            for i, (expert, x) in enumerate(zip(self._experts, features, strict=True))
+        ]
+        gated = self._gate(inputs, [expert.gate for expert in self._experts], AllPairs(len(available), available))
+        return [
+            torch.where(available[:, i, None], embd[: len(available)], absent)
+            for i, (embd, absent) in enumerate(zip(gated, self._absent, strict=True))
+        ]
 
-    def _absent_embedding(self, i: int, device: torch.device) -> Tensor:
-        """What CENet gives for a missing expert, (D,): zeros through the biases, no pairs."""
-        expert = self._config.experts[i]
-        zeros = torch.zeros(
-            (1, 1, expert.dim) if expert.variable else (1, expert.dim), device=device, dtype=self._dtype
-        )
-        return self._experts[i].gate(self._experts[i].project(zeros))[0]
+    def _gate(
+        self, inputs: list[Tensor], gates: list[Callable[..., Tensor]], pairs: AllPairs | AvailablePairs
+    ) -> list[Tensor]:
+        if self._pairs is None or not inputs:
+            return [gate(x) for gate, x in zip(gates, inputs, strict=True)]
+        return self._pairs.gate(inputs, gates, pairs)
 
 
 class _VideoExpert:
@@ -131,6 +149,8 @@ class _VideoExpert:
 
     def __init__(self, config: CEConfig, i: int, parameters: Parameters) -> None:
         expert = config.experts[i]
+        self._dim, self._dtype, self._device = expert.dim, parameters.dtype, parameters.device
+        self._standardise = parameters.standardise(expert) if config.standardise else None
         self._pool = Pooling(parameters, f"pooling.{expert.name}", expert.clusters) if expert.variable else None
         self._normalises = config.shares_dim
         unit = f"ce.video_GU.{i}"
@@ -147,8 +167,11 @@ class _VideoExpert:
         self._gate = parameters.pack(*fold(parameters.linear(f"{unit}.cg.fc"), scale, shift))
 
     def project(self, x: Tensor) -> Tensor:
-        """(n, dim) or (n, N, dim) -> (n, D)"""
-        y = self._first(x if self._pool is None else self._pool(x))
+        """Features (n, dim) or (n, N, dim) -> (n, D), and spare rows below"""
+        return self._project((x if self._standardise is None else self._standardise(x)).to(self._dtype))
+
+    def _project(self, x: Tensor) -> Tensor:
+        y = self._first(spare_rows(x if self._pool is None else self._pool(x)))
         return normalise(y.float()).to(y.dtype) if self._normalises else y
 
     def gate(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -158,102 +181,47 @@ class _VideoExpert:
             gate.addcmul_(mask, self._mask_scale)
         return normalise(gate.sigmoid_().mul_(x).float())
 
-
-class _Pairs:
-    """The pair function g and its mean over an expert's pairs (paper, eq. 2 and 3)."""
-
-    def __init__(self, config: CEConfig, parameters: Parameters) -> None:
-        self._include_self, self._dim = config.include_self, config.shared_dim
-        layers = [parameters.linear("ce.g_reason_1")]
-        step = 3 if config.use_bn_reason else 2  # [BatchNorm,] activation, linear
-        for k in range(config.num_g_layers - 1):
-            if config.use_bn_reason:
-                layers[-1] = fold(layers[-1], *parameters.batch_norm(f"ce.g_reason_shared.{step * k}"))
-            layers.append(parameters.linear(f"ce.g_reason_shared.{step * k + step - 1}"))
-        if config.use_mish:  # negated_mish wants the negative of what comes before an activation
-            layers[:-1] = [(-weight, -bias) for weight, bias in layers[:-1]]
-        self._activate = negated_mish if config.use_mish else F.relu_
-        weight, bias = layers[0]
-        self._left = parameters.pack(weight[:, : self._dim], bias)
-        self._right = parameters.pack(weight[:, self._dim :])
-        self._hidden = [parameters.pack(*layer) for layer in layers[1:-1]]
-        self._last = parameters.pack(*layers[-1]) if len(layers) > 1 else None
-
-    def gate(self, inputs: list[Tensor], available: Tensor, gates: list[Callable[..., Tensor]]) -> list[Tensor]:
-        """Each expert's available rows (n_i, D), gated in the model's order -> the same rows, gated."""
-        complete = self._include_self and bool(available.all())
-        counts = [len(x) for x in inputs]
-        together = torch.cat(inputs)
-        left = self._left(together).split(counts)
-        right = together.new_zeros(*available.shape, self._dim)  # (B, M, D); rows of missing experts are not read
-        for i, x in enumerate(self._right(together).split(counts)):
-            _place(right[:, i], available[:, i], x)
-        gated = []
-        for i, x in enumerate(inputs):
-            if not len(x):
-                gated.append(x)
-                continue
-            mask = self._mean(left[i], right) if complete else self._mean_of_available(i, left[i], right, available)
-            gated.append(gates[i](x, mask))
-            if i + 1 < len(inputs):  # the experts after this one are paired with it as it is now
-                _place(right[:, i], available[:, i], self._right(gated[i].to(right.dtype)))
-        return gated
-
-    def _mean(self, left: Tensor, right: Tensor) -> Tensor:
-        """Mean of g over all pairs of one expert, everything being available: (B, D), (B, M, D) -> (B, D)."""
-        pairs = (left.unsqueeze(1) + right).flatten(0, 1)  # (B * M, D)
-        return self._finish(self._hide(pairs).unflatten(0, right.shape[:2]).mean(1))
-
-    def _mean_of_available(self, i: int, left: Tensor, right: Tensor, available: Tensor) -> Tensor:
-        """The same over the available pairs; 0 for a video with none."""
-        partners = available[available[:, i]]  # (n, M): the pairs of each video that has expert i
-        if not self._include_self:
-            partners = partners.clone()
-            partners[:, i] = False
-        counts = partners.sum(1)
-        own, partner = partners.nonzero().unbind(1)
-        at = available[:, i].nonzero().flatten()[own] * available.shape[1] + partner
-        pairs = right.flatten(0, 1).index_select(0, at).add_(left.index_select(0, own))  # (pairs, D)
-        if not len(pairs):
-            return left.new_zeros(left.shape)
-        ends = counts.cumsum(0)
-        mean = F.embedding_bag(
-            torch.arange(len(pairs), device=at.device), self._hide(pairs), ends - counts, mode="mean"
-        )
-        return self._finish(mean).masked_fill_((counts == 0).unsqueeze(1), 0)
-
-    def _hide(self, x: Tensor) -> Tensor:
-        for layer in self._hidden:
-            x = layer(self._activate(x))
-        return x if self._last is None else self._activate(x)
-
-    def _finish(self, mean: Tensor) -> Tensor:
-        return mean if self._last is None else self._last(mean)
+    def absent_embedding(self) -> Tensor:
+        """What CENet gives for a missing expert, (D,): zeros through the biases, no pairs."""
+        size = (1, self._dim) if self._pool is None else (1, 1, self._dim)
+        return self.gate(self._project(torch.zeros(size, device=self._device, dtype=self._dtype)))[0].clone()
 
 
 class TextEngine:
     """Token embeddings to text embeddings and expert weights; holds the text side's weights only."""
 
     def __init__(self, config: CEConfig, parameters: Parameters, int8: bool = False) -> None:
-        self._config, self._dtype = config, parameters.dtype
-        clusters = config.text.clusters
+        self._dims, self._dtype, clusters = config.output_dims, parameters.dtype, config.text.clusters
         self._pool = Pooling(parameters, "text_pooling", clusters) if clusters else None
         self._weigh = parameters.pack(*parameters.linear("ce.moe_fc", tokens=clusters))
         self._experts = [_TextExpert(i, clusters, parameters, int8) for i in range(len(config.experts))]
+        self._equal_weights, self._int8 = config.freeze_weights, int8
+        on_gpu = parameters.device.type == "cuda"
+        self._chunk = GPU_CHUNK if on_gpu else CHUNK
+        self._embed = Graphed(self.embed) if on_gpu else self.embed
 
     def __call__(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """(T, W, dim) -> {expert: (T, D)} and expert weights (T, M), both float32."""
-        size, dims = len(tokens), self._config.output_dims
+        size, dims = len(tokens), self._dims
         embds = {name: tokens.new_empty(size, dim, dtype=torch.float32) for name, dim in dims.items()}
-        weights = tokens.new_full((size, len(dims)), 1 / len(dims), dtype=torch.float32)
-        for rows in _even_slices(size, CHUNK):
-            pooled = tokens[rows].to(self._dtype)
-            pooled = self._pool(pooled) if self._pool else pooled.flatten(1)
-            if not self._config.freeze_weights:
-                weights[rows] = self._weigh(pooled).float().softmax(dim=1)
-            for embd, expert in zip(embds.values(), self._experts, strict=True):
-                embd[rows] = expert(pooled)
+        weights = tokens.new_empty(size, len(dims), dtype=torch.float32)
+        for rows in _even_slices(size, self._chunk):
+            parts = self._embed(tokens[rows])
+            for whole, part in zip((*embds.values(), weights), parts, strict=True):
+                whole[rows] = part
         return embds, weights
+
+    def embed(self, tokens: Tensor) -> list[Tensor]:
+        """Embeddings (T, D) of each expert for one chunk, and last the expert weights (T, M)."""
+        size = len(tokens)
+        pooled = tokens.to(self._dtype)
+        pooled = self._pool(pooled) if self._pool else pooled.flatten(1)
+        spare = spare_rows(pooled)
+        # The kernel for int8 takes longer with every row.
+        embds = [expert(pooled if self._int8 else spare)[:size] for expert in self._experts]
+        if self._equal_weights:
+            return [*embds, embds[0].new_full((size, len(embds)), 1 / len(embds))]
+        return [*embds, self._weigh(spare)[:size].float().softmax(dim=1)]
 
 
 class _TextExpert:
@@ -266,7 +234,7 @@ class _TextExpert:
         self._gate = parameters.pack(*fold(gate, *parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm")))
 
     def __call__(self, pooled: Tensor) -> Tensor:
-        y = self._first(pooled)
+        y = spare_rows(self._first(pooled))
         return normalise(self._gate(y).sigmoid_().mul_(y).float())
 
 
@@ -275,17 +243,3 @@ def _even_slices(size: int, most: int) -> Iterator[slice]:
     count = math.ceil(size / most)
     for k in range(count):
         yield slice(size * k // count, size * (k + 1) // count)
-
-
-def _select(x: Tensor, rows: Tensor) -> Tensor:
-    return x if bool(rows.all()) else x[rows]
-
-
-def _place(target: Tensor, rows: Tensor, values: Tensor, otherwise: Tensor | None = None) -> None:
-    """values in the True rows of target; `otherwise`, if given, in the others."""
-    if len(values) == len(target):
-        target.copy_(values)
-        return
-    if otherwise is not None:
-        target.copy_(otherwise)
-    target[rows] = values.to(target.dtype)

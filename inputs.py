@@ -99,8 +99,9 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
     if depth == 4:
         text, captions = _join_captions(text, config.text.dim)
     batch = _batch(text, "text", config.text, captions)
-    bad = _rows_where(~_finite_rows(batch.values))
-    if len(bad):
+    finite = _finite_rows(batch.values)
+    if not finite.all():
+        bad = _rows_where(~finite)
         raise ValueError(
             f"text, {_rows(bad, captions)}: expected finite token embeddings, got NaN, Inf or beyond {LARGEST:g}"
         )
@@ -268,10 +269,11 @@ def _flags(value: Any, name: str) -> Tensor:
         x = torch.from_numpy(array.astype(np.float64))
     if x.ndim > 1:
         raise ValueError(f"{where}: expected (B,), got {tuple(x.shape)}")
-    bad = _rows_where(((x != 0) & (x != 1)).reshape(-1))
-    if len(bad):
+    flag = x == 1
+    if not (flag | (x == 0)).all():
+        bad = _rows_where(((x != 0) & (x != 1)).reshape(-1))
         raise ValueError(f"{where}, {_rows(bad)}: expected 0 or 1, got {_first_ten(x.reshape(-1)[bad].tolist())}")
-    return x.to(torch.bool)
+    return flag
 
 
 def _batch_size(given: Mapping[str, _Batch], flags: Mapping[str, Tensor], config: CEConfig) -> tuple[int, bool]:
@@ -312,8 +314,10 @@ def _expand_flag(flag: Tensor | None, name: str, size: int, single: bool) -> Ten
 def _available_rows(x: Tensor, flag: Tensor | None, where: str) -> Tensor:
     """(B,) bool: as `flag` says, else where there is no NaN."""
     finite = _finite_rows(x).cpu()
+    if finite.all():
+        return finite if flag is None else flag
     if flag is None:
-        flag = finite if finite.all() else ~x.isnan().flatten(1).any(1).cpu()
+        flag = ~x.isnan().flatten(1).any(1).cpu()
     bad = _rows_where(flag & ~finite)
     if len(bad):
         raise ValueError(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from collaborative_experts import CEConfig, CollaborativeExperts, ExpertConfig, TextConfig, similarity
 from collaborative_experts.engine import CHUNK, Engine, check_dtype, supports
-from collaborative_experts.kernels import int8_linear, negated_mish, packed_linear
+from collaborative_experts.kernels import FEWEST_ROWS, int8_linear, negated_mish, packed_linear, spare_rows
 from collaborative_experts.model import CEModel, initial_state, meta_model
 from reference import SMALL, cenet, largest_difference, random_inputs
 
@@ -44,11 +44,14 @@ def clean(config, videos, share_missing=0.0, seed=0):
 
 
 def worst(engine, reference, features, available, tokens):
+    """Both ways to compute videos are looked at: what is available, as on CPU, and all of it, as on a GPU."""
     with torch.inference_mode():
-        video = largest_difference(
-            engine.encode_video(features, available),
-            reference.encode_video({name: x.double() for name, x in features.items()}, available),
-        )
+        exact = reference.encode_video({name: x.double() for name, x in features.items()}, available)
+        video = largest_difference(engine.encode_video(features, available), exact)
+        unread = [x.masked_fill(~available[:, i].view(-1, *[1] * (x.ndim - 1)), torch.nan)
+                  for i, x in enumerate(features.values())]  # fmt: skip
+        masked = engine.encode_video.embed_masked(available, *unread)
+        video = max(video, largest_difference(dict(zip(exact, masked, strict=True)), exact))
         (embds, weights), (their_embds, their_weights) = (
             engine.encode_text(tokens),
             reference.encode_text(tokens.double()),
@@ -177,20 +180,50 @@ def test_where_a_number_format_is_refused(monkeypatch):
         check_dtype(SMALL, "bfloat16", CPU)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.999999), ("bfloat16", 0.9995), ("float16", 0.9995)])
-def test_cuda(dtype, least):
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def on_gpu(engine, features, available, tokens):
+    """Embeddings of both sides and expert weights, by name, back on the CPU."""
+    with torch.inference_mode():
+        video = engine.encode_video({name: x.cuda() for name, x in features.items()}, available.cuda())
+        text, weights = engine.encode_text(tokens.cuda())
+    return {name: x.cpu() for name, x in (video | {f"text {k}": x for k, x in text.items()} | {"": weights}).items()}
+
+
+@cuda
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"), [("float32", 0.999999, 1e-6), ("bfloat16", 0.9995, 0.05), ("float16", 0.9995, 0.01)]
+)
+def test_cuda(dtype, least, most):
+    """Each batch three times: computed as it comes, then captured, then replayed from a graph."""
     engine, reference = pair(SMALL, dtype, device="cuda")
-    for videos in (1, 8, CHUNK + 1):
-        features, available, tokens = clean(SMALL, videos, 0.4)
-        on_gpu = {name: x.cuda() for name, x in features.items()}
-        with torch.inference_mode():
-            video = engine.encode_video(on_gpu, available.cuda())
-            text = engine.encode_text(tokens.cuda())[0]
-            theirs = reference.encode_video({name: x.double() for name, x in features.items()}, available)
-            their_text = reference.encode_text(tokens.double())[0]
-        assert cosines({k: x.cpu() for k, x in video.items()}, theirs).min() > least
-        assert cosines({k: x.cpu() for k, x in text.items()}, their_text).min() > least
+    for videos in (1, 3, 8, 64, 65, CHUNK + 1, 0):
+        for seed in range(3):
+            features, available, tokens = clean(SMALL, videos, 0.4, seed)
+            with torch.inference_mode():
+                theirs = reference.encode_video({name: x.double() for name, x in features.items()}, available)
+                their_text, their_weights = reference.encode_text(tokens.double())
+            ours = on_gpu(engine, features, available, tokens)
+            exact = theirs | {f"text {name}": x for name, x in their_text.items()}
+            assert (ours.pop("") - their_weights).abs().max() < most if videos else True
+            assert not videos or cosines(ours, exact).min() > least
+            assert not videos or largest_difference(ours, exact) < most
+
+
+@cuda
+def test_cuda_threads_and_streams_give_the_same_numbers():
+    engine, _ = pair(SMALL, device="cuda")
+    batches = [clean(SMALL, 1 + 30 * (seed % 4), 0.3, seed) for seed in range(24)]
+    expected = [on_gpu(engine, *batch) for batch in batches]
+
+    def run(batch):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return on_gpu(engine, *batch)
+
+    with ThreadPoolExecutor(8) as pool:
+        for ours, wanted in zip(pool.map(run, batches), expected, strict=True):
+            assert largest_difference(ours, wanted) < 1e-6
 
 
 # --- kernels ------------------------------------------------------------------------------------------
@@ -210,6 +243,15 @@ def test_packed_layers(rows):
     exact = x.double() @ weight.double().T + bias
     assert (packed_linear(weight, bias, torch.float32, CPU)(x) - exact).abs().max() < 2e-5
     assert (packed_linear(weight, None, torch.float32, CPU)(x) - (exact - bias)).abs().max() < 2e-5
+
+
+def test_spare_rows_leave_the_given_ones():
+    for rows in range(FEWEST_ROWS + 2):
+        x = torch.rand(rows, 4)
+        padded = spare_rows(x)
+        assert len(padded) == max(rows, FEWEST_ROWS)
+        assert torch.equal(padded[:rows], x)
+        assert not padded[rows:].any()
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 300])

@@ -1,0 +1,97 @@
+"""Which calls are captured and replayed, and with what; the capture itself needs a CUDA device (test_engine.py)."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from collaborative_experts import graphs
+from collaborative_experts.graphs import LARGEST, MOST_GRAPHS, Graphed
+
+
+class OnCpu(Graphed):
+    """Captures by remembering the arguments' memory, as a graph does, and replays by computing there again."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self.captured, self.replayed = [], 0
+
+    def _turn(self, device):
+        return nullcontext()
+
+    def _capture(self, inputs):
+        self.captured.append(tuple(inputs[0].shape))
+        outputs = [x.clone() for x in self._function(*inputs)]
+
+        def replay():
+            self.replayed += 1
+            for own, x in zip(outputs, self._function(*inputs), strict=True):
+                own.copy_(x)
+
+        return graphs._Graph(replay, inputs, outputs)
+
+
+def sums(x, y):
+    return [x + y, x.sum(1, keepdim=True) * 2 + 1]
+
+
+def arguments(size, dim=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, dim, generator=generator), torch.randn(size, dim, generator=generator)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 8, 33, LARGEST, LARGEST + 1, 200])
+def test_every_call_gives_what_the_function_gives(size):
+    graphed = OnCpu(sums)
+    for seed in range(4):
+        inputs = arguments(size, seed=seed)
+        kept = [x.clone() for x in inputs]
+        outputs = graphed(*inputs)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, sums(*inputs), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(inputs, kept, strict=True))
+    assert graphed.replayed == (3 if 0 < size <= LARGEST else 0)
+
+
+def test_a_shape_is_captured_when_it_comes_back_and_serves_the_sizes_below():
+    graphed = OnCpu(sums)
+    graphed(*arguments(5))
+    assert graphed.captured == []
+    for size in (8, 7, 6, 5):
+        outputs = graphed(*arguments(size, seed=size))
+        assert all(torch.equal(a, b) for a, b in zip(outputs, sums(*arguments(size, seed=size)), strict=True))
+    graphed(*arguments(4))
+    graphed(*arguments(8, dim=2))
+    assert graphed.captured == [(8, 3)]
+
+
+def test_results_survive_the_next_call():
+    graphed = OnCpu(sums)
+    results = [graphed(*arguments(2, seed=seed)) for seed in range(5)]
+    for seed, outputs in enumerate(results):
+        assert all(torch.equal(a, b) for a, b in zip(outputs, sums(*arguments(2, seed=seed)), strict=True))
+
+
+def test_the_shape_not_used_for_longest_makes_room():
+    graphed = OnCpu(sums)
+    for dim in range(1, MOST_GRAPHS + 1):
+        graphed(*arguments(1, dim))
+    graphed(*arguments(1, 1))  # captured, and now the last used
+    graphed(*arguments(1, MOST_GRAPHS + 1))  # 2 goes
+    for dim in (1, 2, 3):
+        graphed(*arguments(1, dim))
+    assert graphed.captured == [(1, 1)]  # 3 went when 2 came back
+    assert len(graphed._graphs) == MOST_GRAPHS
+
+
+def test_threads_do_not_mix_their_rows():
+    graphed = OnCpu(sums)
+
+    def run(seed):
+        return graphed(*arguments(1 + seed % 5, seed=seed))
+
+    with ThreadPoolExecutor(8) as pool:
+        for seed, outputs in enumerate(pool.map(run, range(200))):
+            expected = sums(*arguments(1 + seed % 5, seed=seed))
+            assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+    assert graphed.replayed > 150
