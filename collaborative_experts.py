@@ -45,7 +45,7 @@ class CollaborativeExperts(NNOperator):
         output: 'experts' for a dict {expert: (B, D)}, 'vector' for one joint row per item (B, M * D), 'embeddings' for
             what `encode_video` and `encode_text` give, which an index takes.
         dtype: number format of the computation: 'float32', 'bfloat16', 'float16' (CUDA), or 'int8' (the text
-            layers, on CPU, for single queries). The embeddings are always float32.
+            layers, on CPU, for a few queries). The embeddings are always float32.
 
     Raises:
         TypeError, ValueError: a bad argument, or a weights file that does not fit the config.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .config import CEConfig
 from .graphs import Graphed
-from .kernels import Parameters, Pooling, fold, int8_linear, normalise, spare_rows
+from .kernels import Int8Rows, Parameters, Pooling, fold, int8_rows, normalise, spare_rows
 from .model import Modality
 from .pairs import AllPairs, AvailablePairs, Pairs
 
@@ -30,7 +30,7 @@ GPU_CHUNK = 2048
 """The same on a GPU, which wants more at once: 350 MB of working memory for the default model."""
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
-"""Number formats: float16 is for CUDA, int8 for the text layers of single queries on CPU."""
+"""Number formats: float16 is for CUDA, int8 for the text layers of a few queries on CPU."""
 
 
 def supports(config: CEConfig) -> bool:
@@ -195,7 +195,8 @@ class TextEngine:
         self._pool = Pooling(parameters, "text_pooling", clusters) if clusters else None
         self._weigh = parameters.pack(*parameters.linear("ce.moe_fc", tokens=clusters))
         self._experts = [_TextExpert(i, clusters, parameters, int8) for i in range(len(config.experts))]
-        self._equal_weights, self._int8 = config.freeze_weights, int8
+        self._equal_weights = config.freeze_weights
+        self._prepare = int8_rows if int8 else spare_rows
         on_gpu = parameters.device.type == "cuda"
         self._chunk = GPU_CHUNK if on_gpu else CHUNK
         self._embed = Graphed(self.embed) if on_gpu else self.embed
@@ -216,24 +217,23 @@ class TextEngine:
         size = len(tokens)
         pooled = tokens.to(self._dtype)
         pooled = self._pool(pooled) if self._pool else pooled.flatten(1)
-        spare = spare_rows(pooled)
-        # The kernel for int8 takes longer with every row.
-        embds = [expert(pooled if self._int8 else spare)[:size] for expert in self._experts]
+        prepared = self._prepare(pooled)
+        embds = [expert(prepared)[:size] for expert in self._experts]
         if self._equal_weights:
             return [*embds, embds[0].new_full((size, len(embds)), 1 / len(embds))]
-        return [*embds, self._weigh(spare)[:size].float().softmax(dim=1)]
+        return [*embds, self._weigh(spare_rows(pooled))[:size].float().softmax(dim=1)]
 
 
 class _TextExpert:
     """The gated embedding unit of one expert (paper, eq. 6): pooled text (T, pooled_dim) -> (T, D) float32."""
 
     def __init__(self, i: int, clusters: int, parameters: Parameters, int8: bool) -> None:
-        pack = int8_linear if int8 else parameters.pack
+        pack = parameters.pack_int8 if int8 else parameters.pack
         self._first = pack(*parameters.linear(f"ce.text_GU.{i}.fc", tokens=clusters))
         gate = parameters.linear(f"ce.text_GU.{i}.cg.fc")
         self._gate = parameters.pack(*fold(gate, *parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm")))
 
-    def __call__(self, pooled: Tensor) -> Tensor:
+    def __call__(self, pooled: Tensor | Int8Rows) -> Tensor:
         y = spare_rows(self._first(pooled))
         return normalise(self._gate(y).sigmoid_().mul_(y).float())
 

@@ -19,49 +19,58 @@ warnings.filterwarnings("ignore", message=".*seeded initial parameters")
 from collaborative_experts import MSRVTT, CEConfig  # noqa: E402
 from collaborative_experts.kernels import packed_linear  # noqa: E402
 
+CPU = torch.device("cpu")
+
 FLAKY = ("audio", "face", "ocr", "speech")
 """The experts that real videos lack most often (`flaky` in the authors' configs)."""
 
 
-def random_batch(config: CEConfig, size: int, seed: int = 0) -> tuple[dict, dict, torch.Tensor]:
-    """experts, ind (all ones) and text (B, 1, W, dim) as tensors."""
+def random_batch(
+    config: CEConfig, size: int, seed: int = 0, device: torch.device = CPU
+) -> tuple[dict, dict, torch.Tensor]:
+    """experts, ind (all ones) and text (B, 1, W, dim) as tensors, the same numbers on every device."""
     generator = torch.Generator().manual_seed(seed)
     experts = {
         expert.name: torch.randn(
             (size, expert.max_tokens or 30, expert.dim) if expert.variable else (size, expert.dim), generator=generator
-        )
+        ).to(device)
         for expert in config.experts
     }
-    ind = {name: torch.ones(size) for name in experts}
-    return experts, ind, torch.randn(size, 1, config.text.max_tokens, config.text.dim, generator=generator)
+    ind = {name: torch.ones(size, device=device) for name in experts}
+    text = torch.randn(size, 1, config.text.max_tokens, config.text.dim, generator=generator)
+    return experts, ind, text.to(device)
 
 
 def medians(*functions: Callable[[], object], repeats: int = 9) -> list[float]:
     """Median seconds of each, taken in turns so that a disturbance meets all of them."""
+    on_gpu = torch.cuda.is_initialized()
     times: list[list[float]] = [[] for _ in functions]
-    for function in functions:
-        function()
-    for _ in range(repeats):
+    for repeat in range(-3 if on_gpu else -1, repeats):  # on a GPU, the second call captures a graph
         for function, taken in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
-            taken.append(time.perf_counter() - start)
+            if on_gpu:
+                torch.cuda.synchronize()
+            if repeat >= 0:
+                taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
-    """The machine's best matrix product, FLOP/s, over the shapes that matter at B=256."""
-    best = 0.0
-    for rows, inner, outer in ((256, 21504, 768), (2304, 768, 768)):
-        layer = packed_linear(torch.randn(outer, inner), None, dtype, torch.device("cpu"))
-        x = torch.randn(rows, inner).to(dtype)
+def matmul_rate(dtype: torch.dtype, device: torch.device = CPU) -> float:
+    """The machine's best matrix product, FLOP/s, over the shapes that matter for large batches."""
+    best, videos = 0.0, 256 if device.type == "cpu" else 4096
+    for rows, inner, outer in ((videos, 21504, 768), (9 * videos, 768, 768)):
+        layer = packed_linear(torch.randn(outer, inner), None, dtype, device)
+        x = torch.randn(rows, inner).to(device, dtype)
         best = max(best, 2 * rows * inner * outer / medians(lambda layer=layer, x=x: layer(x))[0])
     return best
 
 
-def read_bandwidth() -> float:
-    """The best rate at which memory is read, bytes/s, over 1 GB that no cache holds."""
-    x = torch.ones(250_000_000)
+def read_bandwidth(device: torch.device = CPU) -> float:
+    """The best rate at which memory is read, bytes/s, over 1 GB that no cache holds; on a GPU, that of a copy."""
+    x = torch.ones(250_000_000, device=device)
+    if device.type == "cuda":
+        return 2 * x.nbytes / medians(x.clone)[0]
     return x.nbytes / min(medians(x.sum, lambda: torch.dot(x, x), x.max))
 
 
@@ -101,12 +110,13 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
 
 
-def machine() -> dict[str, str | int]:
-    """Processor, threads and versions, for every table."""
+def machine(device: torch.device = CPU) -> dict[str, str | int]:
+    """Processor, threads and versions, for every table; the GPU, where it does the work."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
+        **({"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda} if device.type == "cuda" else {}),
         "processor": names[0] if names else platform.processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -117,6 +127,7 @@ def machine() -> dict[str, str | int]:
 
 
 __all__ = [
+    "CPU",
     "FLAKY",
     "MSRVTT",
     "machine",

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from collaborative_experts import CollaborativeExperts, similarity
 
@@ -16,7 +17,7 @@ CONFIG = {
 }
 
 
-def top_ten_overlap(folder: Path, dtype: str, videos: int = 1000, texts: int = 500) -> float:
+def top_ten_overlap(folder: Path, dtype: str, device: torch.device, videos: int = 1000, texts: int = 500) -> float:
     """Share of float32's ten best videos per text that `dtype` finds too; seeded initial weights.
 
     Args:
@@ -29,7 +30,7 @@ def top_ten_overlap(folder: Path, dtype: str, videos: int = 1000, texts: int = 5
     tokens = encode(captions)
     best = []
     for number in ("float32", dtype):
-        op = CollaborativeExperts(CONFIG, device="cpu", dtype=number)
+        op = CollaborativeExperts(CONFIG, device=device, dtype=number)
         scores = similarity(op.encode_text(tokens), op.encode_video(experts))
         best.append(np.argsort(-scores, axis=1)[:, :10])
     shared = [len(set(a) & set(b)) for a, b in zip(*best, strict=True)]

@@ -1,10 +1,10 @@
 """How fast the operator is beside towhee.models' CENet, and how near to the machine's own limits.
 
-    python benchmarks/speed.py [--quick] [--trecvid FOLDER]
+    python benchmarks/speed.py [--quick] [--device cuda] [--trecvid FOLDER]
 
-Default config, all experts present unless said, same inputs, CENet in evaluation and inference mode in the same
-run, medians. Accuracy is measured beside the time; with --trecvid, the ranking too, on real features and captions.
-Ends with one line of JSON.
+Default config, all experts present unless said, same inputs, CENet in evaluation and inference mode on the same
+device in the same run, medians. Accuracy is measured beside the time; with --trecvid, the ranking too, on real
+features and captions. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from common import (
+    CPU,
     FLAKY,
     MSRVTT,
     machine,
@@ -33,7 +34,26 @@ from towhee.models.collaborative_experts import CENet, create_model
 from collaborative_experts import CollaborativeExperts
 from collaborative_experts.model import initial_state
 
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
+WORKS = ("both sides", "video side", "video side, half of the flaky experts missing", "one text query")
+
+CPU_AIMS = (
+    (WORKS[0], 256, {"float32": 3.5, "bfloat16": 6}),
+    (WORKS[0], 1, {"float32": 3, "bfloat16": 5.5}),
+    (WORKS[1], 256, {"float32": 4.5, "bfloat16": 6.5}),
+    (WORKS[2], 256, {"float32": 6}),
+    (WORKS[3], 1, {"float32": 4, "bfloat16": 8, "int8": 10}),
+)
+"""Work, batch size, and by number format the ratio to CENet that the project aims at."""
+
+CUDA_AIMS = tuple(
+    (work, size, dict.fromkeys(("float32", "bfloat16", "float16"), 15 if size == 1 else None))
+    for work in WORKS
+    for size in (1, 256, 4096)
+    if size == 1 or work != "one text query"
+)
+"""The same on a GPU, where there is an aim for single items only."""
 
 
 @dataclass
@@ -41,39 +61,44 @@ class Row:
     work: str
     size: int
     dtype: str
-    wanted: float  # ratio to CENet that the project aims at
+    aim: float | None  # ratio to CENet that the project aims at
     cenet: float  # seconds
     ours: float
-    limit: float  # share of the machine's limit
+    share: float  # of the machine's limit
+
+    @property
+    def ratio(self) -> float:
+        return self.cenet / self.ours
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="fewer repeats, no sweep")
+    options.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     options.add_argument("--trecvid", type=Path, help="folder with experts.npz and captions.csv")
     arguments = options.parse_args()
+    device = arguments.device
     torch.set_grad_enabled(False)
-    dtypes = ["float32", "int8"]
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        dtypes.insert(1, "bfloat16")
-    print(" ".join(f"{key}={value}" for key, value in machine().items()))
-    reference = create_model(device="cpu").eval()
+    print(" ".join(f"{key}={value}" for key, value in machine(device).items()))
+    reference = create_model(device=str(device)).eval()
     reference.load_state_dict(initial_state(MSRVTT))
-    ops = {dtype: CollaborativeExperts(device="cpu", dtype=dtype) for dtype in dtypes}
-    limits = Limits()
+    dtypes = number_formats(device)
+    ops = {dtype: CollaborativeExperts(device=device, dtype=dtype) for dtype in dtypes}
+    limits = Limits(device)
     print(limits)
-    rows = speed_rows(ops, reference, limits, repeats=5 if arguments.quick else 9)
+    aims = CPU_AIMS if device.type == "cpu" else CUDA_AIMS
+    rows = speed_rows(ops, reference, limits, aims, repeats=5 if arguments.quick else 9)
     print_rows(rows)
     accuracy = {dtype: accuracy_of(op, reference) for dtype, op in ops.items()}
     print_accuracy(accuracy)
     overlap = {}
     if arguments.trecvid:
-        overlap = {dtype: top_ten_overlap(arguments.trecvid, dtype) for dtype in dtypes[1:]}
+        overlap = {dtype: top_ten_overlap(arguments.trecvid, dtype, device) for dtype in dtypes[1:]}
         for dtype, share in overlap.items():
             print(f"trecvid, top 10 of 1,000 videos for 500 texts, {dtype}: {share:.1%} as in float32")
-    sweeps = {} if arguments.quick else {dtype: sweep(ops[dtype]) for dtype in dtypes[:-1]}
+    sweeps = {} if arguments.quick else {dtype: sweep(op) for dtype, op in ops.items() if dtype != "int8"}
     result = {
-        "machine": machine(),
+        "machine": machine(device),
         "rows": [vars(row) for row in rows],
         "accuracy": accuracy,
         "overlap": overlap,
@@ -82,12 +107,20 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def number_formats(device: torch.device) -> list[str]:
+    """Those that the device computes in, float32 first."""
+    if device.type == "cuda":
+        return ["float32", "bfloat16", "float16"]
+    return ["float32", *(["bfloat16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []), "int8"]
+
+
 class Limits:
     """What the machine can do at best, measured in this run."""
 
-    def __init__(self) -> None:
-        self.rate = {"float32": matmul_rate(torch.float32), "bfloat16": matmul_rate(torch.bfloat16)}
-        self.bandwidth = read_bandwidth()
+    def __init__(self, device: torch.device) -> None:
+        formats = [dtype for dtype in number_formats(device) if dtype != "int8"]
+        self.rate = {dtype: matmul_rate(getattr(torch, dtype), device) for dtype in formats}
+        self.bandwidth = read_bandwidth(device)
 
     def __str__(self) -> str:
         rates = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in self.rate.items())
@@ -100,38 +133,36 @@ class Limits:
         return size * flops / self.rate[dtype] / seconds
 
 
-def speed_rows(ops: dict, reference: CENet, limits: Limits, repeats: int) -> list[Row]:
+def speed_rows(ops: dict, reference: CENet, limits: Limits, aims: tuple, repeats: int) -> list[Row]:
     video_parameters, text_parameters = (
         sum(x.numel() for x in initial_state(MSRVTT, side).values()) for side in ("video", "text")
     )
     video, text = video_flops(MSRVTT), text_flops(MSRVTT)
-    half_video = video_flops(MSRVTT, share=0.5)
-    both_parameters = video_parameters + text_parameters
+    needed = {  # multiplications and additions an item, and parameters
+        WORKS[0]: (video + text, video_parameters + text_parameters),
+        WORKS[1]: (video, video_parameters),
+        WORKS[2]: (video_flops(MSRVTT, share=0.5), video_parameters),
+        WORKS[3]: (text, text_parameters),
+    }
     rows = []
-    for work, size, wanted, flops, parameters in (
-        ("both sides", 256, {"float32": 3.5, "bfloat16": 6}, video + text, both_parameters),
-        ("both sides", 1, {"float32": 3, "bfloat16": 5.5}, video + text, both_parameters),
-        ("video side", 256, {"float32": 4.5, "bfloat16": 6.5}, video, video_parameters),
-        ("video side, half of the flaky experts missing", 256, {"float32": 6}, half_video, video_parameters),
-        ("one text query", 1, {"float32": 4, "bfloat16": 8, "int8": 10}, text, text_parameters),
-    ):
-        present = {dtype: ratio for dtype, ratio in wanted.items() if dtype in ops}
+    for work, size, wanted in aims:
+        present = {dtype: aim for dtype, aim in wanted.items() if dtype in ops}
         theirs, calls = prepare(work, size, [ops[dtype] for dtype in present], reference)
         with torch.inference_mode():
             seconds, *ours = medians(theirs, *calls, repeats=repeats)
-        for (dtype, ratio), taken in zip(present.items(), ours, strict=True):
-            share = limits.share(dtype, size, flops, parameters, taken)
-            rows.append(Row(work, size, dtype, ratio, seconds, taken, share))
+        for (dtype, aim), taken in zip(present.items(), ours, strict=True):
+            share = limits.share(dtype, size, *needed[work], taken)
+            rows.append(Row(work, size, dtype, aim, seconds, taken, share))
     return rows
 
 
 def prepare(work: str, size: int, ops: list, reference: CENet) -> tuple[Callable, list[Callable]]:
     """The same work for CENet and for each operator."""
-    experts, ind, text = random_batch(MSRVTT, size)
+    experts, ind, text = random_batch(MSRVTT, size, device=ops[0].device)
     if "missing" in work:
         generator = torch.Generator().manual_seed(1)
         for name in FLAKY:
-            ind[name] = (torch.rand(size, generator=generator) < 0.5).float()
+            ind[name] = (torch.rand(size, generator=generator) < 0.5).float().to(ops[0].device)
             experts[name][ind[name] == 0] = torch.nan
     if work.startswith("video"):
         return lambda: run_cenet(reference, "compute_video_embeddings", experts, ind), [
@@ -155,7 +186,7 @@ def run_cenet(model: CENet, task: str, experts: dict, ind: dict, text: torch.Ten
 
 def accuracy_of(op: CollaborativeExperts, reference: CENet, size: int = 32) -> dict[str, float]:
     """Largest difference from CENet in float64, and the lowest cosine, over all embeddings of a batch."""
-    experts, ind, text = random_batch(MSRVTT, size, seed=2)
+    experts, ind, text = random_batch(MSRVTT, size, seed=2, device=op.device)
     text_embds, vid_embds = op(experts, ind, text)
     difference, cosine = 0.0, 1.0
     reference.double()  # and back below: float32 weights survive this unchanged
@@ -179,18 +210,21 @@ def sweep(op: CollaborativeExperts) -> dict[int, float]:
     """Milliseconds per item over batch sizes, both sides."""
     taken = {}
     for size in (2**k for k in range(13)):
-        batch = random_batch(MSRVTT, size)
+        batch = random_batch(MSRVTT, size, device=op.device)
         taken[size] = medians(lambda batch=batch: op(*batch), repeats=3 if size > 256 else 7)[0] / size * 1e3
     print(f"ms per item, {op.dtype}: " + "  ".join(f"B={size} {ms:.2f}" for size, ms in taken.items()))
     return taken
 
 
 def print_rows(rows: list[Row]) -> None:
-    print(f"\n{'work':46} {'B':>4} {'dtype':9} {'CENet ms':>9} {'ours ms':>8} {'ratio':>6} {'aim':>5} {'of limit':>8}")
+    """ "At limit" is the ratio that an engine would have which reaches the limit."""
+    print(f"\n{'work':46} {'B':>4} {'dtype':9} {'CENet ms':>9} {'ours ms':>8} {'ratio':>6} {'aim':>5} {'of limit':>8} "
+          f"{'at limit':>8}")  # fmt: skip
     for row in rows:
+        aim = "" if row.aim is None else f"{row.aim:.1f}x"
         print(
             f"{row.work:46} {row.size:4} {row.dtype:9} {row.cenet * 1e3:9.1f} {row.ours * 1e3:8.1f} "
-            f"{row.cenet / row.ours:5.1f}x {row.wanted:4.1f}x {row.limit:8.0%}"
+            f"{row.ratio:5.1f}x {aim:>5} {row.share:8.0%} {row.ratio / row.share:7.1f}x"
         )
 
 

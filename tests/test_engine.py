@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from collaborative_experts import CEConfig, CollaborativeExperts, ExpertConfig, TextConfig, similarity
 from collaborative_experts.engine import CHUNK, Engine, check_dtype, supports
-from collaborative_experts.kernels import FEWEST_ROWS, int8_linear, negated_mish, packed_linear, spare_rows
+from collaborative_experts.kernels import FEWEST_ROWS, int8_linear, int8_rows, negated_mish, packed_linear, spare_rows
 from collaborative_experts.model import CEModel, initial_state, meta_model
 from reference import SMALL, cenet, largest_difference, random_inputs
 
@@ -254,13 +254,38 @@ def test_spare_rows_leave_the_given_ones():
         assert not padded[rows:].any()
 
 
-@pytest.mark.parametrize("rows", [1, 8, 9, 300])
+@pytest.mark.parametrize("rows", [1, 3, 4, 300])
 @pytest.mark.parametrize("columns", [1, 5, 16, 40, 300, 1000, 96])
 def test_int8_layers_of_any_width(rows, columns):
+    """Next to the exact product, and much nearer to that with rounded weights: the rows lose next to nothing."""
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator) for size in ((rows, columns), (40, columns), (40,)))
-    exact = x.double() @ weight.double().T + bias
-    assert torch.nn.functional.cosine_similarity(int8_linear(weight, bias)(x).double(), exact).min() > 0.999
+    x[0] *= 1000
+    ours = int8_linear(weight, bias, torch.float32)(int8_rows(x)).double() - bias
+    scale = weight.abs().amax(1, keepdim=True).double() / 127
+    rounded = (weight / scale).round() * scale
+    for exact, close in ((weight.double(), 2e-2), (rounded, 5e-4)):
+        wanted = x.double() @ exact.T
+        assert ((ours - wanted).norm(dim=1) / (x.double().norm(dim=1) * exact.norm())).max() < close
+
+
+def test_int8_at_its_extremes():
+    """All products as large as they can be: an overflow anywhere would show."""
+    x = torch.ones(2, 4096)
+    x[1] = -1
+    weight = torch.ones(3, 4096)
+    weight[1] = -1
+    weight[2, ::2] = -1
+    ours = int8_linear(weight, torch.zeros(3), torch.float32)(int8_rows(x))
+    assert torch.allclose(ours, x @ weight.T, rtol=1e-5)
+    assert not int8_linear(weight, torch.zeros(3), torch.float32)(int8_rows(torch.zeros(1, 4096))).any()
+
+
+def test_int8_rows_do_not_depend_on_their_neighbours():
+    x = torch.randn(20, 70, generator=torch.Generator().manual_seed(0))
+    layer = int8_linear(torch.randn(8, 70, generator=torch.Generator().manual_seed(1)), torch.zeros(8), torch.float32)
+    together = layer(int8_rows(x))
+    assert all(torch.equal(layer(int8_rows(x[i : i + 1]))[0], together[i]) for i in range(20))
 
 
 # --- threads ------------------------------------------------------------------------------------------
