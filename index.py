@@ -31,13 +31,19 @@ LARGEST_DIM = 32_768
 """Milvus' limit on a vector."""
 
 MOST_RESULTS = 16_000
-"""Milvus gives 16,384 at most."""
+"""The largest k."""
 
 MESSAGE = 32 * 2**20
 """Bytes sent or asked for at once; a server takes 64 MB."""
 
+MOST_HITS = 16_384
+"""What Milvus gives at most."""
+
 MORE = 8
-"""So many candidates beyond k are scored: single precision may order near ties otherwise than the exact score."""
+"""So many candidates beyond k are asked for at first: enough unless more score nearly the same."""
+
+NEAR = 1e-5
+"""Single precision may order scores nearer than this otherwise than the exact score does."""
 
 TEXTS = 64
 """So many texts are asked at once."""
@@ -106,14 +112,14 @@ class VideoIndex:
         return f"VideoIndex({self.uri!r}, {self.collection!r}): {held}"
 
     def __len__(self) -> int:
-        if self._stored is None:
+        if self._known() is None:
             return 0
         return int(self._open.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
     @property
     def experts(self) -> tuple[str, ...]:
         """The experts of the stored videos; () while there are none."""
-        return tuple(self._stored["dims"]) if self._stored else ()
+        return tuple(self._known()["dims"]) if self._known() else ()
 
     def close(self) -> None:
         """Let go of the file or the connection; what was added stays. May be called again."""
@@ -146,7 +152,7 @@ class VideoIndex:
         tqdm = extra("tqdm", "index").tqdm
         progress = tqdm(total=len(names), unit=" videos", desc="index", leave=False)
         with progress, _reporting(self.uri, "add"):
-            self._check_model(video) if self._stored else self._create(video)
+            self._check_model(video) if self._known() else self._create(video)
             self._note_patterns(set(patterns))
             for rows in _batches(len(names), 4 * sum(self._stored["dims"].values())):
                 vectors = _numpy(video[rows].joint()).astype(np.float32)
@@ -159,7 +165,7 @@ class VideoIndex:
     def delete(self, ids: Sequence[Any]) -> None:
         """Forget videos; ids that are not there are passed over. Raises as `add` for ids."""
         names = _check_ids(ids)
-        for rows in _batches(len(names), LONGEST_ID) if self._stored else ():
+        for rows in _batches(len(names), LONGEST_ID) if self._known() else ():
             with _reporting(self.uri, "delete"):
                 self._open.delete(self.collection, filter=_among(names[rows]))
 
@@ -172,13 +178,13 @@ class VideoIndex:
             ids: only these videos; those that are not there are passed over.
 
         Raises:
-            TypeError, ValueError: embeddings of another model, k below 1, an empty index.
+            TypeError, ValueError: embeddings of another model or with NaN, k below 1, an empty index.
         """
         if not isinstance(text, TextEmbeddings):
             raise TypeError(f"search: expected TextEmbeddings (encode_text), got {type(text).__name__}")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
-        if self._stored is None:
+        if self._known() is None:
             raise ValueError(f"search: {self.uri} holds no videos yet; add some first")
         single = np.ndim(text.weights) == 1
         if single:
@@ -186,6 +192,8 @@ class VideoIndex:
                 {name: x[None] for name, x in text.embds.items()}, text.weights[None], model=text.model
             )
         self._check_model(text)
+        if not all(np.isfinite(_numpy(x)).all() for x in (*text.embds.values(), text.weights)):
+            raise ValueError("search: expected finite embeddings and weights, got NaN or Inf")
         names = None if ids is None else _check_ids(ids)
         self._settle()
         parts = [
@@ -208,15 +216,27 @@ class VideoIndex:
     def _properties(self) -> dict[str, str]:
         return self._open.describe_collection(self.collection)["properties"]
 
+    def _known(self) -> dict[str, Any] | None:
+        """What is stored; another index of the same store may have made the collection meanwhile."""
+        if self._stored is None and self._client is not None:
+            self._load()
+        return self._stored
+
     def _load(self) -> None:
         """What the collection says of its model, if there is a collection."""
-        if not self._open.has_collection(self.collection):
-            return
-        properties = self._properties()
-        if _MODEL not in properties:
-            raise ValueError(f"{self.uri}: collection {self.collection!r} is not one of VideoIndex's")
+        with _reporting(self.uri, "load"):
+            if not self._open.has_collection(self.collection):
+                return
+            properties = self._properties()
+            if _MODEL not in properties:
+                raise ValueError(f"{self.uri}: collection {self.collection!r} is not one of VideoIndex's")
+            try:
+                self._open.load_collection(self.collection)
+            except extra("pymilvus", "index").MilvusException:
+                if not (self._lite and _drop_half_written(Path(self.uri) / "collections" / self.collection)):
+                    raise
+                self._open.load_collection(self.collection)
         self._stored = json.loads(properties[_MODEL])
-        self._open.load_collection(self.collection)
 
     def _settle(self) -> None:
         """Have what was added written as a segment: Milvus Lite compares loose rows one by one, at 20,000 forty times
@@ -265,22 +285,43 @@ class VideoIndex:
             self._open.alter_collection_properties(self.collection, new)
 
     def _candidates(self, text: TextEmbeddings, k: int) -> list[list[str]]:
-        """For each text the ids of its best videos by Milvus' single precision, k and some more, in any order."""
-        if not len(text):
-            return []
+        """For each text the ids of its best videos, k and all that may be as good, in any order.
+
+        Milvus' scores tell which: whatever it did not give must be worse than the k-th for certain, else more is asked.
+        """
         weights, joint = _numpy(text.weights), _numpy(text.joint()).astype(np.float32)
+        found: list[list[str]] = [[] for _ in range(len(text))]
+        pending, limit = np.arange(len(text)), k + MORE
+        while len(pending):
+            unsure = []
+            for t, (hits, unseen) in zip(pending, self._ask(joint[pending], weights[pending], limit), strict=True):
+                best = heapq.nlargest(k, (score for score, _ in hits))
+                least = best[-1] - NEAR * max(1, abs(best[0])) if best else 0.0
+                found[t] = [name for score, name in hits if score >= least]
+                if unseen >= least and limit < MOST_HITS:
+                    unsure.append(t)
+            pending, limit = np.array(unsure, dtype=int), min(8 * limit, MOST_HITS)
+        return found
+
+    def _ask(self, joint: np.ndarray, weights: np.ndarray, limit: int) -> list[tuple[list[tuple[float, str]], float]]:
+        """For each text, score and id of the best `limit` videos of each pattern, by Milvus' single precision; and the
+        highest score that a video which is not among them can have."""
+        found: list[list[tuple[float, str]]] = [[] for _ in range(len(joint))]
+        unseen = [-np.inf] * len(joint)
         patterns = [key.removeprefix(_PATTERN) for key in self._properties() if key.startswith(_PATTERN)]
-        found: list[list[tuple[float, str]]] = [[] for _ in range(len(text))]
         for pattern in patterns:
             total = weights @ _bits(pattern)
-            hits = self._open.search(
-                self.collection, data=joint, anns_field="vector", limit=k + MORE, filter=f'pattern == "{pattern}"',
+            answers = self._open.search(
+                self.collection, data=joint, anns_field="vector", limit=limit, filter=f'pattern == "{pattern}"',
                 search_params={"metric_type": "IP"}, consistency_level="Strong",
             )  # fmt: skip
-            for t, of_text in enumerate(hits):
+            for t, answer in enumerate(answers):
                 by = float(total[t]) or 1.0
-                found[t] += [(hit["distance"] / by, hit["id"]) for hit in of_text]
-        return [[name for _, name in heapq.nlargest(k + MORE, of_text)] for of_text in found]
+                hits = [(hit["distance"] / by, hit["id"]) for hit in answer]
+                found[t] += hits
+                if len(hits) == limit:
+                    unseen[t] = max(unseen[t], min(hits)[0])
+        return list(zip(found, unseen, strict=True))
 
     def _fetch(self, names: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Ids, joint vectors (n, M * D) and availability (n, M) of those videos that are there."""
@@ -351,6 +392,20 @@ def _connect(uri: str) -> Any:
         return milvus.MilvusClient(uri)
     except milvus.MilvusException as error:
         raise OSError(_why_not(path)) from error
+
+
+def _drop_half_written(folder: Path) -> bool:
+    """Whether there were any of the copies of vectors (`.flat.idx`, NumPy's format) that Milvus Lite keeps beside its
+    data and writes in place: one that a killed process left half-written keeps it from loading, and is made anew."""
+    broken = []
+    for file in folder.rglob("*.flat.idx"):
+        try:
+            np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError):
+            broken.append(file)
+    for file in broken:
+        file.unlink()
+    return bool(broken)
 
 
 def _silence() -> None:

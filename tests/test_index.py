@@ -107,6 +107,47 @@ def test_equal_scores_are_ordered_by_id(path):
         assert index.search(text, 60).ids.tolist() == [NAMES.tolist()] * 2
 
 
+def test_more_equal_scores_than_are_asked_for_at_first(path):
+    """The same video 300 times, in two patterns, and a few better ones: the first by id, wherever Milvus has them."""
+    text, video = some(texts=2, videos=300, experts=2)
+    for x in video.embds.values():
+        x[:] = x[:1]
+    video.available[:] = True
+    video.available[::3, 1] = False
+    for name, x in video.embds.items():
+        x[50:53] = text.embds[name][0]
+    names = np.array([f"video {i:03}" for i in range(300)])
+    order = np.random.default_rng(0).permutation(300)
+    with VideoIndex(path) as index:
+        index.add(names[order], video[order])
+        for k in (1, 3, 10, 200):
+            check(index, text, video, names, k)
+
+
+def test_texts_of_tiny_weights(path):
+    """A pattern's weight divides its scores: however small it is, the order is that of comparing with all."""
+    text, video = some(experts=2)
+    text.weights[:, 0], text.weights[:, 1] = 1 - 1e-9, 1e-9
+    video.available[::2, 0] = False
+    video.available[::2, 1] = True
+    with VideoIndex(path) as index:
+        index.add(NAMES, video)
+        check(index, text, video, NAMES, 10)
+
+
+def test_two_indexes_of_one_store_see_each_others_videos(path):
+    text, video = some()
+    with VideoIndex(path) as first, VideoIndex(path) as second:
+        assert len(second) == 0
+        assert second.experts == ()
+        first.add(NAMES[:30], video[:30])
+        assert second.experts == first.experts
+        second.add(NAMES[30:], video[30:])
+        assert len(first) == len(second) == 60
+        for index in (first, second):
+            check(index, text, video, NAMES, 5)
+
+
 def test_torch_embeddings_and_integer_ids(path):
     text, video = some()
     as_torch = VideoEmbeddings({k: torch.tensor(x) for k, x in video.embds.items()}, torch.tensor(video.available))
@@ -236,6 +277,9 @@ def test_what_is_not_searched(filled, path):
         index.add(["a"], video[0])
     with VideoIndex(path.with_name("empty.db")) as empty, pytest.raises(ValueError, match="holds no videos yet"):
         empty.search(text)
+    next(iter(text.embds.values()))[1, 2] = np.nan
+    with pytest.raises(ValueError, match="search: expected finite embeddings and weights, got NaN or Inf"):
+        index.search(text)
 
 
 def test_embeddings_beyond_milvus(path):
@@ -340,6 +384,25 @@ def test_killed_while_adding(path):
             assert sorted(found) == sorted(expected)
             index.add([f"{acknowledged + 1}-{name}" for name in NAMES], video)
             assert len(index) == 60 * (acknowledged + 2)
+
+
+@pytest.mark.parametrize("left", [0, 40, 500])
+def test_killed_while_writing_a_segment(filled, path, left):
+    """Milvus Lite copies a segment's vectors to a file in place, of which a kill leaves the beginning."""
+    index, text, video = filled
+    index.add([f"more {name}" for name in NAMES], video)
+    index.search(text)
+    index.close()
+    (copy,) = path.rglob("*.idx")
+    copy.write_bytes(copy.read_bytes()[:left])
+    with VideoIndex(path) as again:
+        assert len(again) == 120
+        assert set(again.search(text, 2).ids[0]) == {NAMES[similarity(text, video)[0].argmax()],
+                                                     f"more {NAMES[similarity(text, video)[0].argmax()]}"}  # fmt: skip
+    (data,) = path.rglob("*.parquet")
+    data.write_bytes(data.read_bytes()[:left])
+    with pytest.raises(OSError, match=r"videos\.db: cannot load"):
+        VideoIndex(path)
 
 
 def test_only_one_process_holds_a_file(filled, path):
