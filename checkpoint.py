@@ -147,6 +147,16 @@ def check_weights(
         )
 
 
+def check_finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, or ValueError where it holds NaN or Inf; for when it is read anyway, since reading is what costs.
+
+    A finite sum settles the matter at once; large values may have none.
+    """
+    if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+        raise ValueError(f"weights: {name}: expected finite values, got NaN or Inf")
+    return tensor
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 that tells trained models apart, the same for a file in any format, in hexadecimal digits.
 

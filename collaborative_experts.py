@@ -286,7 +286,7 @@ class CollaborativeExperts(NNOperator):
         if supports(self.config):
             return Engine(self.config, weights, self.modality, self.device, self.dtype)
         model = meta_model(self.config, self.modality)
-        state = {name: _own(weights.pop(name)) for name in model.state_dict()}
+        state = {name: checkpoint.check_finite(name, _own(weights.pop(name))) for name in model.state_dict()}
         # Not strict: the names are checked, and load_state_dict trips over those with a dot in an expert.
         model.load_state_dict(state, strict=False, assign=True)
         return model.requires_grad_(False).to(self.device)

@@ -126,14 +126,12 @@ class VideoEngine:
 
     def embed_masked(self, available: Tensor, *features: Tensor) -> list[Tensor]:
         """The same with everything computed, so that all sizes follow from those of the arguments."""
-        inputs = [
-            expert.project(x.masked_fill(~available[:, i].view(-1, *[1] * (x.ndim - 1)), 0))
-            for i, (expert, x) in enumerate(zip(self._experts, features, strict=True))
-        ]
+        there = available.unbind(1)
+        inputs = [expert.project(x, at) for expert, x, at in zip(self._experts, features, there, strict=True)]
         gated = self._gate(inputs, [expert.gate for expert in self._experts], AllPairs(len(available), available))
         return [
-            torch.where(available[:, i, None], embd[: len(available)], absent)
-            for i, (embd, absent) in enumerate(zip(gated, self._absent, strict=True))
+            torch.where(at.unsqueeze(1), embd[: len(available)], absent)
+            for at, embd, absent in zip(there, gated, self._absent, strict=True)
         ]
 
     def _gate(
@@ -166,12 +164,16 @@ class _VideoExpert:
             scale, shift = parameters.batch_norm(f"{unit}.cg.batch_norm")
         self._gate = parameters.pack(*fold(parameters.linear(f"{unit}.cg.fc"), scale, shift))
 
-    def project(self, x: Tensor) -> Tensor:
-        """Features (n, dim) or (n, N, dim) -> (n, D), and spare rows below"""
-        return self._project((x if self._standardise is None else self._standardise(x)).to(self._dtype))
+    def project(self, x: Tensor, there: Tensor | None = None) -> Tensor:
+        """Features (n, dim) or (n, N, dim) -> (n, D), and spare rows below; zeros in place of rows not `there`"""
+        if self._standardise is not None:
+            x = self._standardise(x)
+        if there is not None:
+            x = x.masked_fill(~there.view(-1, *[1] * (x.ndim - 1)), 0)
+        return self._project(x if self._pool else x.to(self._dtype))
 
     def _project(self, x: Tensor) -> Tensor:
-        y = self._first(spare_rows(x if self._pool is None else self._pool(x)))
+        y = self._first(spare_rows(self._pool(x) if self._pool else x))
         return normalise(y.float()).to(y.dtype) if self._normalises else y
 
     def gate(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -195,8 +197,7 @@ class TextEngine:
         self._pool = Pooling(parameters, "text_pooling", clusters) if clusters else None
         self._weigh = parameters.pack(*parameters.linear("ce.moe_fc", tokens=clusters))
         self._experts = [_TextExpert(i, clusters, parameters, int8) for i in range(len(config.experts))]
-        self._equal_weights = config.freeze_weights
-        self._prepare = int8_rows if int8 else spare_rows
+        self._equal_weights, self._int8 = config.freeze_weights, int8
         on_gpu = parameters.device.type == "cuda"
         self._chunk = GPU_CHUNK if on_gpu else CHUNK
         self._embed = Graphed(self.embed) if on_gpu else self.embed
@@ -215,13 +216,13 @@ class TextEngine:
     def embed(self, tokens: Tensor) -> list[Tensor]:
         """Embeddings (T, D) of each expert for one chunk, and last the expert weights (T, M)."""
         size = len(tokens)
-        pooled = tokens.to(self._dtype)
-        pooled = self._pool(pooled) if self._pool else pooled.flatten(1)
-        prepared = self._prepare(pooled)
+        pooled = self._pool(tokens) if self._pool else tokens.flatten(1).to(self._dtype)
+        spare = spare_rows(pooled)
+        prepared = int8_rows(pooled) if self._int8 else spare
         embds = [expert(prepared)[:size] for expert in self._experts]
         if self._equal_weights:
             return [*embds, embds[0].new_full((size, len(embds)), 1 / len(embds))]
-        return [*embds, self._weigh(spare_rows(pooled))[:size].float().softmax(dim=1)]
+        return [*embds, self._weigh(spare)[:size].float().softmax(dim=1)]
 
 
 class _TextExpert:

@@ -8,7 +8,6 @@ what comes of them is dropped.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,7 +18,14 @@ LARGEST = 64
 """Larger batches keep a GPU busy by themselves."""
 
 MOST_GRAPHS = 32
-"""Of so many shapes graphs are kept; the one not used for longest makes room."""
+"""Shapes beyond so many are computed as they come. No graph is given up for another: PyTorch (pytorch#193402) then
+frees memory that those captured on the same stream still use."""
+
+MOST_SEEN = 1024
+"""Shapes that are remembered as seen once."""
+
+_CAPTURING = threading.Lock()
+"""One capture at a time in the process: each begins by waiting for the whole GPU, which another one does not allow."""
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -31,15 +37,16 @@ class Graphed:
         function: gives tensors with the same first axis, each row from the same row of the arguments; takes no
             decision by what these hold.
 
-    A shape is captured when it comes for the second time: the first call lets the libraries set up what must not be
-    in a graph, and a shape that never comes again costs nothing. Several threads and streams may call; they take turns.
+    A shape is captured when it comes for the second time, so that one which never comes again costs nothing. Several
+    threads and streams may call; they take turns.
     """
 
     def __init__(self, function: Function) -> None:
         self._function = function
-        self._graphs: OrderedDict[tuple, _Graph | None] = OrderedDict()  # the last used last; None: seen once
+        self._graphs: dict[tuple, _Graph] = {}
+        self._seen: set[tuple] = set()
         self._lock = threading.Lock()
-        self._pool: tuple | None = None
+        self._where: tuple[torch.cuda.Stream, tuple] | None = None  # stream and pool of memory for all captures
         self._replayed: torch.cuda.Event | None = None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
@@ -49,13 +56,16 @@ class Graphed:
         bucket = 1 << (size - 1).bit_length()
         key = (bucket, *(x.shape[1:] for x in inputs))
         with self._lock, self._turn(inputs[0].device):
-            is_new, graph = key not in self._graphs, self._graphs.pop(key, None)
-            if graph is None and not is_new:
-                graph = self._capture([x.new_zeros(bucket, *x.shape[1:]) for x in inputs])
-            self._graphs[key] = graph
-            if len(self._graphs) > MOST_GRAPHS:
-                self._graphs.popitem(last=False)
-            return self._function(*inputs) if graph is None else graph.run(inputs)
+            if key not in self._graphs and key in self._seen and len(self._graphs) < MOST_GRAPHS:
+                # Its tensors serve callers in inference mode and others, so they are ordinary ones.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._graphs[key] = self._capture([x.new_zeros(bucket, *x.shape[1:]) for x in inputs])
+            if key in self._graphs:
+                return self._graphs[key].run(inputs)
+            if len(self._seen) == MOST_SEEN:
+                self._seen.clear()
+            self._seen.add(key)
+        return self._function(*inputs)
 
     @contextmanager
     def _turn(self, device: torch.device) -> Iterator[None]:
@@ -64,15 +74,22 @@ class Graphed:
             stream = torch.cuda.current_stream()
             if self._replayed is not None:
                 stream.wait_event(self._replayed)
-            yield
-            self._replayed = stream.record_event()
+            try:
+                yield
+            finally:
+                self._replayed = stream.record_event()
 
     def _capture(self, inputs: list[Tensor]) -> _Graph:
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on allocating: only what this one does is checked.
-        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
-            outputs = self._function(*inputs)
+        with _CAPTURING:
+            self._where = self._where or (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
+            caller, (stream, pool) = torch.cuda.current_stream(), self._where
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                self._function(*inputs)  # lets cuBLAS set up, for this thread and stream, what must not be in a graph
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = self._function(*inputs)
+            caller.wait_stream(stream)
         return _Graph(graph.replay, inputs, outputs)
 
 

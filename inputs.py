@@ -68,15 +68,17 @@ def clean_video(
     }
     flags = {name: _flags(value, name) for name, value in (ind or {}).items() if value is not None}
     size, single = _batch_size(given, flags, config)
-    features, columns = {}, []
-    for expert in config.experts:
-        flag = _expand_flag(flags.get(expert.name), expert.name, size, single)
-        if expert.name in given:
-            x = given[expert.name].values
-            there = _available_rows(x, flag, f"experts[{expert.name!r}]")
-        else:
-            x, there = _absent(expert, size), torch.zeros(size, dtype=torch.bool)
-        features[expert.name] = x.to(device)
+    features = {
+        expert.name: (given[expert.name].values if expert.name in given else _absent(expert, size)).to(device)
+        for expert in config.experts
+    }
+    short = dict(zip(given, _short_rows([features[name] for name in given]), strict=True))
+    columns = []
+    for name, x in features.items():
+        flag = _expand_flag(flags.get(name), name, size, single)
+        there = torch.zeros(size, dtype=torch.bool)
+        if name in given:
+            there = _available_rows(x, short[name], flag, f"experts[{name!r}]")
         columns.append(there)
     return VideoInput(
         features=features,
@@ -99,9 +101,9 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
     if depth == 4:
         text, captions = _join_captions(text, config.text.dim)
     batch = _batch(text, "text", config.text, captions)
-    finite = _finite_rows(batch.values)
-    if not finite.all():
-        bad = _rows_where(~finite)
+    values = batch.values.to(device)
+    bad = [] if _short_rows([values])[0].all() else _rows_where(~_finite_rows(values))
+    if bad:
         raise ValueError(
             f"text, {_rows(bad, captions)}: expected finite token embeddings, got NaN, Inf or beyond {LARGEST:g}"
         )
@@ -113,7 +115,7 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
     count = len(batch.values)
     shape = () if batch.single else (count,) if captions is None else (count // captions, captions)
     return TextInput(
-        tokens=batch.values.to(device),
+        tokens=values,
         batch_shape=shape,
         numpy=not any(isinstance(value, Tensor) for value in _leaves([text])),
     )
@@ -311,14 +313,13 @@ def _expand_flag(flag: Tensor | None, name: str, size: int, single: bool) -> Ten
     return flag.reshape(size)
 
 
-def _available_rows(x: Tensor, flag: Tensor | None, where: str) -> Tensor:
+def _available_rows(x: Tensor, short: Tensor, flag: Tensor | None, where: str) -> Tensor:
     """(B,) bool: as `flag` says, else where there is no NaN."""
-    finite = _finite_rows(x).cpu()
-    if finite.all():
-        return finite if flag is None else flag
+    if short.all():
+        return short if flag is None else flag
     if flag is None:
         flag = ~x.isnan().flatten(1).any(1).cpu()
-    bad = _rows_where(flag & ~finite)
+    bad = _rows_where(flag & ~_finite_rows(x).cpu())
     if len(bad):
         raise ValueError(
             f"{where}, {_rows(bad)}: expected finite features where ind is 1, got NaN, Inf or beyond {LARGEST:g}; set "
@@ -327,11 +328,18 @@ def _available_rows(x: Tensor, flag: Tensor | None, where: str) -> Tensor:
     return flag
 
 
+def _short_rows(arrays: Sequence[Tensor]) -> Sequence[Tensor]:
+    """For each array (B,) bool on the CPU: rows whose length is at most `LARGEST`, and so each of their elements;
+    for all arrays at once, since a GPU has to be waited for."""
+    if not arrays:
+        return []
+    lengths = torch.stack([torch.linalg.vector_norm(x.flatten(1), dim=1) for x in arrays])
+    return (lengths <= LARGEST).cpu().unbind(0)
+
+
 def _finite_rows(x: Tensor) -> Tensor:
-    """(B,) bool. A row's length bounds its elements, which are looked at only if it does not settle the matter."""
-    rows = x.flatten(1)
-    finite = torch.linalg.vector_norm(rows, dim=1) <= LARGEST
-    return finite if finite.all() else (rows.abs() <= LARGEST).all(1)
+    """(B,) bool: rows of which every element is finite and at most `LARGEST`."""
+    return (x.flatten(1).abs() <= LARGEST).all(1)
 
 
 def _absent(expert: ExpertConfig, size: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoint import check_finite
 from .config import ExpertConfig
 from .model import Standardise
 
@@ -60,7 +61,7 @@ INT8_ZERO = 64
 
 @dataclass(frozen=True)
 class Int8Rows:
-    """n rows for `int8_linear`, in 13 bits: each is its rounding to 7 bits plus the rounding of what that leaves.
+    """n rows for `int8_linear`, in 14 bits: each is its rounding to 7 bits plus the rounding of what that leaves.
 
     Two rows of 7 bits take no longer than one, as long as reading the weights takes longer than multiplying. So only
     the weights are coarse.
@@ -135,7 +136,7 @@ class Parameters:
 
     def take(self, name: str) -> Tensor:
         """A float32 tensor on the CPU, not to be kept: it may be a view of a file."""
-        return self._weights.pop(name).to(torch.float32)
+        return check_finite(name, self._weights.pop(name).to(torch.float32))
 
     def batch_norm(self, name: str) -> tuple[Tensor, Tensor]:
         """Scale and shift of a BatchNorm in evaluation mode, its epsilon being PyTorch's default."""
@@ -178,12 +179,17 @@ class Pooling:
 
     def __init__(self, parameters: Parameters, name: str, clusters: int) -> None:
         scale, shift = parameters.batch_norm(f"{name}.batch_norm")
-        self._assign = parameters.pack((parameters.take(f"{name}.clusters") * scale).T, shift)
-        self._centres = parameters.keep(parameters.take(f"{name}.clusters2")[0].T.contiguous())
+        # A cluster that hardly any token belongs to counts as much as the others, but would be 0 in half precision.
+        self._dtype = torch.float32 if parameters.dtype == torch.float16 else parameters.dtype
+        self._result_dtype, device = parameters.dtype, parameters.device
+        weight = (parameters.take(f"{name}.clusters") * scale).T
+        self._assign = packed_linear(weight, shift, self._dtype, device)
+        self._centres = parameters.take(f"{name}.clusters2")[0].T.contiguous().to(device, self._dtype, copy=True)
         self._clusters = clusters
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(B, N, dim) -> (B, clusters * dim), L2-normalised per cluster and in whole."""
+        tokens = tokens.to(self._dtype)
         assignment = self._assign(tokens.flatten(0, 1)).softmax(dim=1)[:, : self._clusters]  # without the ghosts
         assignment = assignment.unflatten(0, tokens.shape[:2])  # (B, N, K)
         vlad = torch.bmm(assignment.transpose(1, 2), tokens)  # (B, K, dim)
@@ -191,4 +197,4 @@ class Pooling:
         lengths = torch.linalg.vector_norm(vlad, dim=2)
         clamped = lengths.clamp_min(EPSILON)
         whole = torch.linalg.vector_norm(lengths / clamped, dim=1, keepdim=True).clamp_min_(EPSILON)
-        return vlad.div_((clamped * whole).unsqueeze(2)).flatten(1)
+        return vlad.div_((clamped * whole).unsqueeze(2)).flatten(1).to(self._result_dtype)

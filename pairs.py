@@ -48,14 +48,17 @@ class Pairs:
         self, inputs: Sequence[Tensor], gates: Sequence[Callable[..., Tensor]], pairs: AllPairs | AvailablePairs
     ) -> list[Tensor]:
         """Each expert's rows (n, D), gated in the model's order -> the same rows, gated, in float32."""
-        together, sizes = torch.cat(list(inputs)), [len(x) for x in inputs]
-        pairs.start(self._left(together).split(sizes), self._right(together).split(sizes), self._include_self)
+        self._start(pairs, inputs)
         gated = []
         for i, (x, gate) in enumerate(zip(inputs, gates, strict=True)):
             gated.append(gate(x, self._mask(pairs, i)))
             if i + 1 < len(inputs):  # the experts after this one are paired with it as it is now
                 pairs.replace_right(i, self._right(gated[i].to(x.dtype)))
         return gated
+
+    def _start(self, pairs: AllPairs | AvailablePairs, inputs: Sequence[Tensor]) -> None:
+        together, sizes = torch.cat(list(inputs)), [len(x) for x in inputs]
+        pairs.start(self._left(together).split(sizes), self._right(together).split(sizes), self._include_self)
 
     def _mask(self, pairs: AllPairs | AvailablePairs, i: int) -> Tensor | None:
         """The mean of g over expert i's pairs, (n, D); 0 for a video that has no other expert to pair it with."""
@@ -100,7 +103,7 @@ class AllPairs:
         if self._there is None:
             return x.mean(0)
         partners = self._partners(i)
-        return x.mul_(partners / partners.sum(0).clamp_min_(1)).sum(0)
+        return x.masked_fill_(~partners, 0).sum(0) / partners.sum(0).clamp_min_(1).to(x.dtype)
 
     def alone(self, i: int) -> Tensor | None:
         """(B, 1) bool, or None where no video is."""

@@ -164,23 +164,23 @@ def prepare(work: str, size: int, ops: list, reference: CENet) -> tuple[Callable
         for name in FLAKY:
             ind[name] = (torch.rand(size, generator=generator) < 0.5).float().to(ops[0].device)
             experts[name][ind[name] == 0] = torch.nan
+    missing = "missing" in work
     if work.startswith("video"):
-        return lambda: run_cenet(reference, "compute_video_embeddings", experts, ind), [
+        return lambda: run_cenet(reference, "compute_video_embeddings", experts, ind, missing=missing), [
             lambda op=op: op.encode_video(experts, ind) for op in ops
         ]
+    theirs = lambda: run_cenet(reference, "retrieval", experts, ind, text)  # noqa: E731
     if work == "one text query":
-        return lambda: run_cenet(reference, "retrieval", experts, ind, text), [
-            lambda op=op: op.encode_text(text) for op in ops
-        ]
-    return lambda: run_cenet(reference, "retrieval", experts, ind, text), [
-        lambda op=op: op(experts, ind, text) for op in ops
-    ]
+        return theirs, [lambda op=op: op.encode_text(text) for op in ops]
+    return theirs, [lambda op=op: op(experts, ind, text) for op in ops]
 
 
-def run_cenet(model: CENet, task: str, experts: dict, ind: dict, text: torch.Tensor | None = None) -> dict:
+def run_cenet(
+    model: CENet, task: str, experts: dict, ind: dict, text: torch.Tensor | None = None, missing: bool = False
+) -> dict:
     model.task = model.ce.task = task
-    # CENet zeroes missing rows in place and then trips over its own zeros, so these are copied.
-    experts = {name: x if bool(ind[name].all()) else x.clone() for name, x in experts.items()}
+    if missing:  # CENet zeroes these rows in place and then trips over its own zeros, so they are copied
+        experts = {name: x.clone() if name in FLAKY else x for name, x in experts.items()}
     return model(experts, ind, text)
 
 

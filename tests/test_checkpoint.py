@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from collaborative_experts import CollaborativeExperts
 from collaborative_experts.checkpoint import read_config, replacing, write_weights
+from collaborative_experts.model import initial_state
 from reference import SMALL, cenet, largest_difference, random_inputs
 
 
@@ -153,6 +155,20 @@ def test_the_message_lists_every_kind_of_mismatch(state, tmp_path):
         "1 of the wrong type: ce.g_reason_1.bias (expected floats, got torch.int64)",
     ):
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("use_ce", ["pairwise", "triplet"])  # computed by the engine, and by CENet's modules
+def test_weights_that_are_no_numbers(value, use_ce, tmp_path):
+    config = replace(SMALL, use_ce=use_ce)
+    state = initial_state(config)
+    state["ce.moe_fc.weight"][1, 2] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"weights: ce\.moe_fc\.weight: expected finite values, got NaN or Inf"):
+        CollaborativeExperts(config, tmp_path / "w.pth", device="cpu")
+    state["ce.moe_fc.weight"][1, :3] = 3e38  # finite, though their sum is not
+    torch.save(state, tmp_path / "w.pth")
+    CollaborativeExperts(config, tmp_path / "w.pth", device="cpu")
 
 
 def test_long_lists_are_cut_to_ten(small_weights):

@@ -72,16 +72,34 @@ def test_results_survive_the_next_call():
         assert all(torch.equal(a, b) for a, b in zip(outputs, sums(*arguments(2, seed=seed)), strict=True))
 
 
-def test_the_shape_not_used_for_longest_makes_room():
+def test_no_more_graphs_than_that():
     graphed = OnCpu(sums)
-    for dim in range(1, MOST_GRAPHS + 1):
+    for dim in range(1, MOST_GRAPHS + 4):
+        for seed in range(3):
+            outputs = graphed(*arguments(1, dim, seed))
+            assert all(torch.equal(a, b) for a, b in zip(outputs, sums(*arguments(1, dim, seed)), strict=True))
+    assert graphed.captured == [(1, dim) for dim in range(1, MOST_GRAPHS + 1)]
+    assert graphed.replayed == 2 * MOST_GRAPHS
+
+
+def test_shapes_seen_once_are_not_remembered_for_ever(monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_SEEN", 5)
+    graphed = OnCpu(sums)
+    for dim in range(1, 20):
         graphed(*arguments(1, dim))
-    graphed(*arguments(1, 1))  # captured, and now the last used
-    graphed(*arguments(1, MOST_GRAPHS + 1))  # 2 goes
-    for dim in (1, 2, 3):
-        graphed(*arguments(1, dim))
-    assert graphed.captured == [(1, 1)]  # 3 went when 2 came back
-    assert len(graphed._graphs) == MOST_GRAPHS
+    assert len(graphed._seen) <= 5
+    graphed(*arguments(1, 19))
+    assert graphed.captured == [(1, 19)]
+
+
+@pytest.mark.parametrize("modes", [(True, False), (False, True)])
+def test_callers_in_inference_mode_and_out_of_it(modes):
+    graphed = OnCpu(sums)
+    for inference in (modes[0], modes[0], *modes):
+        with torch.inference_mode(inference):
+            outputs = graphed(*arguments(3))
+            assert all(torch.equal(a, b) for a, b in zip(outputs, sums(*arguments(3)), strict=True))
+    assert graphed.replayed == 3
 
 
 def test_threads_do_not_mix_their_rows():
