@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def embed_tokens(sentences: Sequence[str], encoder: Encoder, folder: str | Path,
         FileNotFoundError: there is no such folder.
         ValueError: the encoder gives anything but finite arrays (W, dim) with W >= 1.
     """
-    key = "\n".join([encoder.name, str(max_tokens), *sentences]).encode()
+    key = json.dumps([encoder.name, max_tokens, *sentences]).encode()
     path = Path(folder) / f"tokens-{hashlib.sha256(key).hexdigest()[:16]}.npy"
     if not path.is_file():
         tqdm = extra("tqdm", "training").tqdm
@@ -193,6 +194,8 @@ class CaptionedVideos:
                 f"captions: expected targets (T,) of integers and tokens (T, W, dim), got {targets.shape} of "
                 f"{targets.dtype} and {np.shape(self.tokens)}"
             )
+        targets = targets.astype(np.int64)  # a number too large for it becomes negative, and is refused
+        object.__setattr__(self, "targets", targets)
         counts = np.bincount(targets, minlength=len(self)) if len(targets) and targets.min() >= 0 else np.zeros(1)
         if len(counts) != len(self):
             raise ValueError(f"captions: expected targets from 0 to {len(self) - 1}, got others")

@@ -160,10 +160,11 @@ def _check_targets(targets: Any, texts: int, videos: int) -> Tensor:
         raise TypeError(f"targets: expected integers, got {target.dtype}")
     if tuple(target.shape) != (texts,):
         raise ValueError(f"targets: expected ({texts},), the row of each text's video, got {tuple(target.shape)}")
+    target = target.long()  # first, since PyTorch does not compare unsigned integers
     wrong = ((target < 0) | (target >= videos)).nonzero().flatten()
     if len(wrong):
         raise ValueError(f"targets, row {wrong[0]}: expected 0 to {videos - 1}, got {target[wrong[0]]}")
-    return target.long()
+    return target
 
 
 def _check_mask(query_mask: Any, texts: int) -> Tensor:

@@ -182,12 +182,24 @@ def _find_files(files: Files, config: CEConfig | None, stack: ExitStack) -> dict
             )
         arrays = stack.enter_context(_SUFFIXES[path.suffix][0](_existing(path)))
         found = {name: path for name in arrays if name not in ID_NAMES}
+        if not any(name in arrays for name in ID_NAMES):
+            _check_groups(path, arrays)
     if not found:
         raise ValueError(f"{files}: expected files of features ({', '.join(_SUFFIXES)}), found none")
     for name in found:
         if config is not None and name not in config.expert_names:
             raise ValueError(f"features: unknown expert {name!r}{nearest(name, config.expert_names)}")
     return found
+
+
+def _check_groups(path: Path, arrays: Any) -> None:
+    """Without ids, one file of several experts can only be HDF5 with a group for each; else its arrays are videos."""
+    videos = [name for name in arrays if path.suffix == ".npz" or not hasattr(arrays[name], "keys")]
+    if videos:
+        raise ValueError(
+            f"{path}: expected arrays of experts beside {' or '.join(ID_NAMES)}, got {videos[0]!r} and no ids; "
+            "a file with one array a video is one expert's: pass {expert: path}"
+        )
 
 
 def _is_feature_file(path: Path) -> bool:
@@ -233,7 +245,7 @@ class _Reader:
     def _guess(self) -> tuple[bool, int | None]:
         """From the first row that is not missing: whether rows are sequences, and their dimension."""
         for row in range(len(self._source.ids)):
-            x = self._clean(self._source.rows(np.array([row]))[0], self._source.ids[row])
+            x = self._clean(self._rows([row])[0], self._source.ids[row])
             if x is not None:
                 return x.ndim == 2, x.shape[-1]
         return False, None
@@ -242,7 +254,7 @@ class _Reader:
         places = [(self._position[video], i) for i, video in enumerate(ids) if video in self._position]
         places.sort()
         found: list[np.ndarray | None] = [None] * len(ids)
-        for (_, i), row in zip(places, self._source.rows(np.array([at for at, _ in places], dtype=int)), strict=True):
+        for (_, i), row in zip(places, self._rows([at for at, _ in places]), strict=True):
             found[i] = self._fit(self._clean(row, ids[i]), ids[i])
         if self._sequence:
             return found
@@ -251,6 +263,10 @@ class _Reader:
             if x is not None:
                 matrix[i] = x
         return matrix
+
+    def _rows(self, at: list[int]) -> Sequence[Any]:
+        with _reading(self._source.path):
+            return self._source.rows(np.array(at, dtype=int))
 
     def _clean(self, row: Any, video: str) -> np.ndarray | None:
         """A row as float32; None where it is missing."""
@@ -472,8 +488,7 @@ class _Parquet:
     def _row(self, row: int) -> Any:
         group = int(np.searchsorted(self._ends, row, side="right"))
         if self._held[0] != group:
-            with _reading(self.path):
-                self._held = (group, self._file.read_row_group(group, [self._column])[self._column].combine_chunks())
+            self._held = (group, self._file.read_row_group(group, [self._column])[self._column].combine_chunks())
         start = self._ends[group - 1] if group else 0
         value = self._held[1][row - int(start)]
         return np.empty(0) if not value.is_valid else np.array(value.as_py(), dtype=np.float64)

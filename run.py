@@ -44,6 +44,22 @@ MODEL = {"use_ce": "", "mimic_ce_dims": True, "shared_dim": 1024}
 """What was best on validation videos of a small data set, see benchmarks/README.md."""
 
 
+_TYPES = {
+    "features": (str, dict),
+    "captions": (str,),
+    "folder": (str,),
+    "train": (str, list),
+    "validation": (str, int, float),
+    "test": (str,),
+    "encoder": (str,),
+    "model": (dict,),
+    "training": (dict,),
+}
+"""What TOML may give for each key of a run file."""
+
+_WORDS = {str: "text", list: "a list", dict: "a table", int: "a number", float: "a fraction"}
+
+
 @dataclass(frozen=True)
 class Run:
     """The content of a run file; see the module's head."""
@@ -80,6 +96,15 @@ class Run:
         for key in ("features", "captions"):
             if key not in content:
                 raise ValueError(f"{path}: expected the key {key!r}, got {list(content)}")
+        for key, allowed in _TYPES.items():
+            if key in content and (not isinstance(content[key], allowed) or isinstance(content[key], bool)):
+                expected = " or ".join(_WORDS[kind] for kind in allowed)
+                raise TypeError(f"{path}: {key}: expected {expected}, got {content[key]!r}")
+        for key in ("features", "train"):
+            values = content.get(key, "")
+            values = values.values() if isinstance(values, dict) else values
+            if not all(isinstance(value, str) for value in values):
+                raise TypeError(f"{path}: {key}: expected text, got {content[key]!r}")
         here = path.parent
         files = content["features"]
         content["features"] = {k: here / v for k, v in files.items()} if isinstance(files, dict) else here / files

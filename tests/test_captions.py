@@ -78,6 +78,8 @@ def test_tokens_are_padded_cut_and_computed_once(tmp_path, monkeypatch):
     words.name = "other words"
     embed_tokens(sentences, words, tmp_path, max_tokens=3)
     assert words.asked == 5 + 5 + 4 + 5
+    for same in (("a\nb",), ("a", "b")):  # a line break is part of a sentence
+        assert len(embed_tokens(same, words, tmp_path, max_tokens=3)) == len(same)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,15 @@ def test_sentences_come_in_a_list(sentences):
 def test_captions_that_do_not_fit(targets, tokens, message):
     with pytest.raises(ValueError, match=message):
         CaptionedVideos(FEATURES, np.array(targets), tokens)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "uint64"])
+def test_targets_of_any_integer_type(dtype):
+    dataset = CaptionedVideos(FEATURES, np.array([2, 0, 1, 0], dtype=dtype), np.zeros((4, 3, 4)))
+    assert dataset.targets.dtype == np.int64
+    assert dataset[[0]].targets.tolist() == [0, 0]
+
+
+def test_a_target_beyond_int64_is_refused():
+    with pytest.raises(ValueError, match="expected targets from 0 to 2, got others"):
+        CaptionedVideos(FEATURES, np.array([2, 0, 1, 2**64 - 1], dtype=np.uint64), np.zeros((4, 3, 4)))

@@ -170,6 +170,16 @@ def test_bad_inputs(scores, targets, mask, error, message):
         evaluate_scores(scores, targets, mask)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int32"])
+def test_targets_of_any_integer_type(dtype):
+    scores, targets = np.random.default_rng(0).random((4, 3)), np.array([2, 0, 1, 0])
+    expected = evaluate_scores(scores, targets)
+    assert evaluate_scores(scores, targets.astype(dtype)) == expected
+    assert evaluate_scores(scores, torch.from_numpy(targets.astype(dtype))) == expected
+    with pytest.raises(ValueError, match="targets, row 3: expected 0 to 2, got 3"):
+        evaluate_scores(scores, np.array([2, 0, 1, 3], dtype=dtype))
+
+
 def test_bad_embeddings():
     text, video = random_embeddings(3, 3)
     with pytest.raises(TypeError, match="evaluate: expected TextEmbeddings and VideoEmbeddings"):
@@ -178,6 +188,9 @@ def test_bad_embeddings():
         evaluate(text, video[0])
     with pytest.raises(ValueError, match="text: expected at least one, got none"):
         evaluate(text[:0], video)
+    text.embds["e2"][1] = np.nan  # an expert that every video has
+    with pytest.raises(ValueError, match="evaluate: expected finite embeddings, got NaN scores"):
+        evaluate(text, video)
 
 
 def test_doctests():

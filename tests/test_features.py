@@ -259,6 +259,34 @@ def test_which_files_are_refused(tmp_path):
         read_features({"list": tmp_path / "list.pkl"})
 
 
+def test_one_file_of_videos_is_not_one_of_experts(tmp_path):
+    """Without ids its arrays would be taken for experts, one video's each."""
+    for layout in ("npz", "h5"):
+        path = write(tmp_path, f"{layout} by video", "motion", IDS, FIXED)
+        with pytest.raises(ValueError, match=rf"motion\.{layout}: .* no ids; .* one expert's: pass {{expert: path}}"):
+            read_features(path)
+        assert set(read_features({"motion": path}).ids) == set(map(str, IDS))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "bytes changed"])
+@pytest.mark.parametrize("layout", [name for name in FORMATS if "npy" not in name])
+def test_damaged_contents_are_named(tmp_path, layout, damage):
+    """Whatever a library raises in the middle of a file, the error says which; or the damage hit nothing that counts."""
+    if layout.startswith("h5") and damage == "bytes changed":
+        pytest.skip("HDF5's own library may follow changed addresses for ever")
+    path = write(tmp_path, layout, "motion", IDS, FIXED)
+    whole, messages = path.read_bytes(), []
+    for at in range(0, len(whole), max(1, len(whole) // 60)):
+        changed = bytes(255 - byte for byte in whole[at : at + 8]) + whole[at + 8 :]
+        path.write_bytes(whole[:at] + (changed if damage == "bytes changed" else b""))
+        try:
+            read_features({"motion": path})
+        except (ValueError, TypeError) as error:
+            messages.append(str(error))
+    assert len(messages) > 3
+    assert all("motion" in message for message in messages)
+
+
 @pytest.mark.parametrize(("library", "layout"), [("h5py", "h5"), ("pyarrow.parquet", "parquet"), ("tqdm", "npz")])
 def test_a_missing_library_names_its_extra(tmp_path, monkeypatch, library, layout):
     path = write(tmp_path, layout, "motion", IDS, FIXED)

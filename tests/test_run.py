@@ -154,6 +154,12 @@ def test_ids_that_nothing_has(folder, capsys):
         ("captions.csv", "none.csv", "captions: there is no file"),
         ('"features"', '"none"', "features: there is no file or folder"),
         ("[model]", "[model", "expected TOML"),
+        ('"captions.csv"', "5", "run.toml: captions: expected text, got 5"),
+        ('"features"', "5", "run.toml: features: expected text or a table, got 5"),
+        ('features = "features"', "features = {motion = 1}", "run.toml: features: expected text, got {'motion': 1}"),
+        ("validation = 0.25", "validation = true", "validation: expected text or a number or a fraction, got True"),
+        ("validation = 0.25", "train = []", "expected captions of split []"),
+        ("validation = 0.25", "train = [1]", "run.toml: train: expected text, got [1]"),
         ("batch_size = 8", "batch_size = 80", "expected at least batch_size 80 training videos, got 36"),
     ],
 )

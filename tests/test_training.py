@@ -5,10 +5,12 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import collaborative_experts as package
 from collaborative_experts import CaptionedVideos, CEConfig, Features, TrainingConfig, training
@@ -195,6 +197,16 @@ def test_an_operator_with_weights_goes_on_from_them(tmp_path):
     second = op.train(QUICK, other, data, folder=str(tmp_path / "second"), epochs=1, learning_rate=1e-5)
     assert losses(second)[0] < 0.5 * losses(first)[0]
     assert torch.equal(op._open_weights()["standardise.motion.mean"], mean)
+
+
+def test_weights_in_half_precision_are_trained_in_single(tmp_path):
+    data = captioned(16)
+    first = untrained().train(QUICK, data, folder=str(tmp_path / "first"), epochs=1)
+    state = {name: x.half() if x.is_floating_point() else x for name, x in load_file(first.weights_path).items()}
+    torch.save(state, tmp_path / "half.pth")
+    op = package.CollaborativeExperts(replace(CONFIG, standardise=True), tmp_path / "half.pth", device="cpu")
+    result = op.train(QUICK, data, folder=str(tmp_path / "second"), epochs=1)
+    assert {x.dtype for x in load_file(result.weights_path).values() if x.is_floating_point()} == {torch.float32}
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):
