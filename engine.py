@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .config import CEConfig
-from .graphs import Graphed
+from .graphs import Graphs
 from .kernels import Int8Rows, Parameters, Pooling, fold, int8_rows, normalise, spare_rows
 from .model import Modality
 from .pairs import AllPairs, AvailablePairs, Pairs
@@ -51,6 +51,8 @@ def check_dtype(config: CEConfig, dtype: str, device: torch.device) -> None:
         )
     if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type == "cuda"):
         raise ValueError(f"dtype: {dtype!r} is not for {device.type}; use 'float32' or 'bfloat16'")
+    if dtype == "int8" and not torch.backends.mkldnn.is_available():
+        raise ValueError("dtype: 'int8' needs a PyTorch with oneDNN; use 'float32'")
     if dtype == "bfloat16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise ValueError("dtype: this processor has no fast bfloat16; use 'float32'")
 
@@ -91,9 +93,7 @@ class VideoEngine:
         self._dims = config.output_dims
         self._experts = [_VideoExpert(config, i, parameters) for i in range(len(config.experts))]
         self._pairs = Pairs(config, parameters) if config.use_ce else None
-        on_gpu = parameters.device.type == "cuda"
-        self._chunk = GPU_CHUNK if on_gpu else CHUNK
-        self._embed = Graphed(self.embed_masked) if on_gpu else self._embed_available
+        self._graphs = Graphs() if parameters.device.type == "cuda" else None
         with torch.no_grad():
             self._absent = [expert.absent_embedding() for expert in self._experts]
 
@@ -101,8 +101,9 @@ class VideoEngine:
         """Features (B, dim) or (B, N, dim), availability (B, M) bool -> {expert: (B, D)} float32."""
         size = len(available)
         embds = {name: available.new_empty(size, dim, dtype=torch.float32) for name, dim in self._dims.items()}
-        for rows in _even_slices(size, self._chunk):
-            parts = self._embed(available[rows], *(features[name][rows] for name in embds))
+        for rows in _even_slices(size, GPU_CHUNK if self._graphs else CHUNK):
+            chunk = available[rows], *(features[name][rows] for name in embds)
+            parts = self._graphs(self.embed_masked, *chunk) if self._graphs else self._embed_available(*chunk)
             for embd, part in zip(embds.values(), parts, strict=True):
                 embd[rows] = part
         return embds
@@ -198,17 +199,15 @@ class TextEngine:
         self._weigh = parameters.pack(*parameters.linear("ce.moe_fc", tokens=clusters))
         self._experts = [_TextExpert(i, clusters, parameters, int8) for i in range(len(config.experts))]
         self._equal_weights, self._int8 = config.freeze_weights, int8
-        on_gpu = parameters.device.type == "cuda"
-        self._chunk = GPU_CHUNK if on_gpu else CHUNK
-        self._embed = Graphed(self.embed) if on_gpu else self.embed
+        self._graphs = Graphs() if parameters.device.type == "cuda" else None
 
     def __call__(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """(T, W, dim) -> {expert: (T, D)} and expert weights (T, M), both float32."""
         size, dims = len(tokens), self._dims
         embds = {name: tokens.new_empty(size, dim, dtype=torch.float32) for name, dim in dims.items()}
         weights = tokens.new_empty(size, len(dims), dtype=torch.float32)
-        for rows in _even_slices(size, self._chunk):
-            parts = self._embed(tokens[rows])
+        for rows in _even_slices(size, GPU_CHUNK if self._graphs else CHUNK):
+            parts = self._graphs(self.embed, tokens[rows]) if self._graphs else self.embed(tokens[rows])
             for whole, part in zip((*embds.values(), weights), parts, strict=True):
                 whole[rows] = part
         return embds, weights

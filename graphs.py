@@ -30,42 +30,40 @@ _CAPTURING = threading.Lock()
 Function = Callable[..., Sequence[Tensor]]
 
 
-class Graphed:
-    """`function` of CUDA tensors with a common first axis, replayed from a graph for up to `LARGEST` rows.
+class Graphs:
+    """Graphs of one function of CUDA tensors with a common first axis, replayed for up to `LARGEST` rows.
 
-    Args:
-        function: gives tensors with the same first axis, each row from the same row of the arguments; takes no
-            decision by what these hold.
+    The function gives tensors with the same first axis, each row from the same row of the arguments, and takes no
+    decision by what these hold. It comes with each call, so that its owner can hold the graphs and not itself.
 
     A shape is captured when it comes for the second time, so that one which never comes again costs nothing. Several
     threads and streams may call; they take turns.
     """
 
-    def __init__(self, function: Function) -> None:
-        self._function = function
+    def __init__(self) -> None:
         self._graphs: dict[tuple, _Graph] = {}
         self._seen: set[tuple] = set()
         self._lock = threading.Lock()
         self._where: tuple[torch.cuda.Stream, tuple] | None = None  # stream and pool of memory for all captures
         self._replayed: torch.cuda.Event | None = None
 
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+    def __call__(self, function: Function, *inputs: Tensor) -> Sequence[Tensor]:
         size = len(inputs[0])
         if not 0 < size <= LARGEST:
-            return self._function(*inputs)
+            return function(*inputs)
         bucket = 1 << (size - 1).bit_length()
         key = (bucket, *(x.shape[1:] for x in inputs))
         with self._lock, self._turn(inputs[0].device):
             if key not in self._graphs and key in self._seen and len(self._graphs) < MOST_GRAPHS:
                 # Its tensors serve callers in inference mode and others, so they are ordinary ones.
                 with torch.inference_mode(False), torch.no_grad():
-                    self._graphs[key] = self._capture([x.new_zeros(bucket, *x.shape[1:]) for x in inputs])
+                    self._graphs[key] = self._capture(function, [x.new_zeros(bucket, *x.shape[1:]) for x in inputs])
             if key in self._graphs:
                 return self._graphs[key].run(inputs)
             if len(self._seen) == MOST_SEEN:
                 self._seen.clear()
             self._seen.add(key)
-        return self._function(*inputs)
+        return function(*inputs)
 
     @contextmanager
     def _turn(self, device: torch.device) -> Iterator[None]:
@@ -79,16 +77,16 @@ class Graphed:
             finally:
                 self._replayed = stream.record_event()
 
-    def _capture(self, inputs: list[Tensor]) -> _Graph:
+    def _capture(self, function: Function, inputs: list[Tensor]) -> _Graph:
         with _CAPTURING:
             self._where = self._where or (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
             caller, (stream, pool) = torch.cuda.current_stream(), self._where
             stream.wait_stream(caller)
             with torch.cuda.stream(stream):
-                self._function(*inputs)  # lets cuBLAS set up, for this thread and stream, what must not be in a graph
+                function(*inputs)  # lets cuBLAS set up, for this thread and stream, what must not be in a graph
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                outputs = self._function(*inputs)
+                outputs = function(*inputs)
             caller.wait_stream(stream)
         return _Graph(graph.replay, inputs, outputs)
 

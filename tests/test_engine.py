@@ -1,6 +1,8 @@
 """The fast engine against the modules of CENet: subsets and orders of experts, chunk borders, number formats."""
 
+import gc
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -134,6 +136,20 @@ def test_the_engine_keeps_no_view_of_the_weights():
     assert all(largest_difference(a, b) == 0 for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_an_engine_that_nobody_holds_is_gone_at_once(dtype):
+    """Its weights are large; they are not to wait for Python's collector of cycles."""
+    engine, _ = pair(SMALL, dtype)
+    engine.encode_video(*clean(SMALL, 2)[:2])
+    sides = [weakref.ref(engine.encode_video), weakref.ref(engine.encode_text)]
+    gc.disable()
+    try:
+        del engine
+        assert [side() for side in sides] == [None, None]
+    finally:
+        gc.enable()
+
+
 # --- number formats -----------------------------------------------------------------------------------
 
 HALF = {"bfloat16": 0.9995, "int8": 0.999}
@@ -179,6 +195,9 @@ def test_where_a_number_format_is_refused(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with pytest.raises(ValueError, match="this processor has no fast bfloat16"):
         check_dtype(SMALL, "bfloat16", CPU)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'int8' needs a PyTorch with oneDNN"):
+        check_dtype(SMALL, "int8", CPU)
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
