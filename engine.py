@@ -225,7 +225,8 @@ class TextEngine:
 
 
 class _TextExpert:
-    """The gated embedding unit of one expert (paper, eq. 6): pooled text (T, pooled_dim) -> (T, D) float32."""
+    """The gated embedding unit of one expert (paper, eq. 6): pooled text (T, pooled_dim) -> (T, D) float32, with
+    spare rows below."""
 
     def __init__(self, i: int, clusters: int, parameters: Parameters, int8: bool) -> None:
         pack = parameters.pack_int8 if int8 else parameters.pack
@@ -234,7 +235,7 @@ class _TextExpert:
         self._gate = parameters.pack(*fold(gate, *parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm")))
 
     def __call__(self, pooled: Tensor | Int8Rows) -> Tensor:
-        y = spare_rows(self._first(pooled))
+        y = self._first(pooled)
         return normalise(self._gate(y).sigmoid_().mul_(y).float())
 
 

@@ -88,7 +88,8 @@ def int8_rows(x: Tensor) -> Int8Rows:
 
 
 def int8_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Callable[[Int8Rows], Tensor]:
-    """x -> x W^T + b on CPU with weights in int8, one scale per output row; gives (rows, out) in `dtype`."""
+    """x -> x W^T + b on CPU with weights in int8, one scale per output row; gives (rows, out) in `dtype`, and below
+    them spare rows of anything up to `FEWEST_ROWS`."""
     scale = weight.abs().amax(1).clamp_min_(EPSILON) / 127
     packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round_().to(torch.int8), None)
     no_shift, bias = torch.zeros(len(scale), dtype=torch.int64), bias.clone()
@@ -99,8 +100,9 @@ def int8_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Callable[[I
         y = product(
             x.values, 1 / INT8_STEPS, INT8_ZERO, packed, scale, no_shift, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        coarse, fine = y[:rows], y[rows : 2 * rows]
-        return coarse.add_(fine, alpha=0.5 / INT8_STEPS).mul_(x.largest).add_(bias).to(dtype)
+        whole = y[:rows].add_(y[rows : 2 * rows], alpha=0.5 / INT8_STEPS)
+        torch.addcmul(bias, whole, x.largest, out=whole)
+        return y[: max(rows, FEWEST_ROWS)].to(dtype)
 
     return layer
 

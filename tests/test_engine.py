@@ -329,7 +329,7 @@ def test_int8_layers_of_any_width(rows, columns):
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator) for size in ((rows, columns), (40, columns), (40,)))
     x[0] *= 1000
-    ours = int8_linear(weight, bias, torch.float32)(int8_rows(x)).double() - bias
+    ours = int8_linear(weight, bias, torch.float32)(int8_rows(x))[:rows].double() - bias
     scale = weight.abs().amax(1, keepdim=True).double() / 127
     rounded = (weight / scale).round() * scale
     for exact, close in ((weight.double(), 2e-2), (rounded, 5e-4)):
@@ -344,9 +344,9 @@ def test_int8_at_its_extremes():
     weight = torch.ones(3, 4096)
     weight[1] = -1
     weight[2, ::2] = -1
-    ours = int8_linear(weight, torch.zeros(3), torch.float32)(int8_rows(x))
+    ours = int8_linear(weight, torch.zeros(3), torch.float32)(int8_rows(x))[:2]
     assert torch.allclose(ours, x @ weight.T, rtol=1e-5)
-    assert not int8_linear(weight, torch.zeros(3), torch.float32)(int8_rows(torch.zeros(1, 4096))).any()
+    assert not int8_linear(weight, torch.zeros(3), torch.float32)(int8_rows(torch.zeros(1, 4096)))[:1].any()
 
 
 def test_int8_rows_do_not_depend_on_their_neighbours():
