@@ -196,9 +196,9 @@ class CaptionedVideos:
             )
         targets = targets.astype(np.int64)  # a number too large for it becomes negative, and is refused
         object.__setattr__(self, "targets", targets)
-        counts = np.bincount(targets, minlength=len(self)) if len(targets) and targets.min() >= 0 else np.zeros(1)
-        if len(counts) != len(self):
+        if not len(targets) or targets.min() < 0 or targets.max() >= len(self):
             raise ValueError(f"captions: expected targets from 0 to {len(self) - 1}, got others")
+        counts = np.bincount(targets, minlength=len(self))
         if not counts.all():
             raise ValueError(f"captions: video {self.features.ids[int(counts.argmin())]!r} has no caption")
 

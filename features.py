@@ -194,7 +194,8 @@ def _find_files(files: Files, config: CEConfig | None, stack: ExitStack) -> dict
 
 def _check_groups(path: Path, arrays: Any) -> None:
     """Without ids, one file of several experts can only be HDF5 with a group for each; else its arrays are videos."""
-    videos = [name for name in arrays if path.suffix == ".npz" or not hasattr(arrays[name], "keys")]
+    with _reading(path):
+        videos = [name for name in arrays if path.suffix == ".npz" or not hasattr(arrays[name], "keys")]
     if videos:
         raise ValueError(
             f"{path}: expected arrays of experts beside {' or '.join(ID_NAMES)}, got {videos[0]!r} and no ids; "

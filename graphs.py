@@ -82,11 +82,11 @@ class Graphs:
             self._where = self._where or (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
             caller, (stream, pool) = torch.cuda.current_stream(), self._where
             stream.wait_stream(caller)
-            with torch.cuda.stream(stream):
-                function(*inputs)  # lets cuBLAS set up, for this thread and stream, what must not be in a graph
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                outputs = function(*inputs)
+            with torch.cuda.stream(stream):  # also brings the caller's stream back where a capture fails
+                function(*inputs)  # lets cuBLAS set up, for this thread and stream, what must not be in a graph
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    outputs = function(*inputs)
             caller.wait_stream(stream)
         return _Graph(graph.replay, inputs, outputs)
 

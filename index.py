@@ -172,7 +172,7 @@ class VideoIndex:
     def search(self, text: TextEmbeddings, k: int = 10, ids: Sequence[Any] | None = None) -> SearchResult:
         """The k videos with the highest score for each text, exactly as comparing with all of them would find.
 
-        Videos of equal score are ordered by id.
+        Videos of equal score are ordered by id, among the 16,384 best of each pattern, which is all that Milvus gives.
 
         Args:
             ids: only these videos; those that are not there are passed over.
@@ -296,7 +296,7 @@ class VideoIndex:
             unsure = []
             for t, (hits, unseen) in zip(pending, self._ask(joint[pending], weights[pending], limit), strict=True):
                 best = heapq.nlargest(k, (score for score, _ in hits))
-                least = best[-1] - NEAR * max(1, abs(best[0])) if best else 0.0
+                least = best[-1] - NEAR * max(1, abs(best[0]), abs(best[-1])) if best else 0.0
                 found[t] = [name for score, name in hits if score >= least]
                 if unseen >= least and limit < MOST_HITS:
                     unsure.append(t)

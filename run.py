@@ -96,15 +96,7 @@ class Run:
         for key in ("features", "captions"):
             if key not in content:
                 raise ValueError(f"{path}: expected the key {key!r}, got {list(content)}")
-        for key, allowed in _TYPES.items():
-            if key in content and (not isinstance(content[key], allowed) or isinstance(content[key], bool)):
-                expected = " or ".join(_WORDS[kind] for kind in allowed)
-                raise TypeError(f"{path}: {key}: expected {expected}, got {content[key]!r}")
-        for key in ("features", "train"):
-            values = content.get(key, "")
-            values = values.values() if isinstance(values, dict) else values
-            if not all(isinstance(value, str) for value in values):
-                raise TypeError(f"{path}: {key}: expected text, got {content[key]!r}")
+        _check_types(path, content)
         here = path.parent
         files = content["features"]
         content["features"] = {k: here / v for k, v in files.items()} if isinstance(files, dict) else here / files
@@ -140,6 +132,24 @@ class Run:
             return dataset, None
         order = np.random.default_rng(self.training.seed).permutation(len(dataset))
         return dataset[np.sort(order[held_out:])], dataset[np.sort(order[:held_out])]
+
+
+def _check_types(path: Path, content: Mapping[str, Any]) -> None:
+    for key, allowed in _TYPES.items():
+        if key in content and (not isinstance(content[key], allowed) or isinstance(content[key], bool)):
+            expected = " or ".join(_WORDS[kind] for kind in allowed)
+            raise TypeError(f"{path}: {key}: expected {expected}, got {content[key]!r}")
+    for key in ("features", "train"):
+        values = content.get(key, "")
+        values = values.values() if isinstance(values, dict) else values
+        if not all(isinstance(value, str) for value in values):
+            raise TypeError(f"{path}: {key}: expected text, got {content[key]!r}")
+    model = content.get("model", {})
+    for key in ("text", "experts"):
+        if not isinstance(model.get(key, {}), dict):
+            raise TypeError(f"{path}: model: {key}: expected a table, got {model[key]!r}")
+    if not isinstance(model.get("text", {}).get("max_tokens", 1), int):
+        raise TypeError(f"{path}: model: text: max_tokens: expected a number, got {model['text']['max_tokens']!r}")
 
 
 def train_run(path: str | Path, resume: bool = False) -> TrainingResult:

@@ -155,6 +155,7 @@ def test_targets_of_any_integer_type(dtype):
     assert dataset[[0]].targets.tolist() == [0, 0]
 
 
-def test_a_target_beyond_int64_is_refused():
+@pytest.mark.parametrize("target", [2**32, 2**62, 2**64 - 1])
+def test_targets_beyond_everything_are_refused(target):
     with pytest.raises(ValueError, match="expected targets from 0 to 2, got others"):
-        CaptionedVideos(FEATURES, np.array([2, 0, 1, 2**64 - 1], dtype=np.uint64), np.zeros((4, 3, 4)))
+        CaptionedVideos(FEATURES, np.array([2, 0, 1, target], dtype=np.uint64), np.zeros((4, 3, 4)))
