@@ -58,7 +58,7 @@ class Pairs:
 
     def _start(self, pairs: AllPairs | AvailablePairs, inputs: Sequence[Tensor]) -> None:
         together, sizes = torch.cat(list(inputs)), [len(x) for x in inputs]
-        pairs.start(self._left(together).split(sizes), self._right(together).split(sizes), self._include_self)
+        pairs.start(self._left(together), self._right(together), sizes, self._include_self)
 
     def _mask(self, pairs: AllPairs | AvailablePairs, i: int) -> Tensor | None:
         """The mean of g over expert i's pairs, (n, D); 0 for a video that has no other expert to pair it with."""
@@ -82,20 +82,20 @@ class AllPairs:
         self._size = size
         self._there = None if available is None else available.T.unsqueeze(2)  # (M, B, 1)
 
-    def start(self, left: Sequence[Tensor], right: Sequence[Tensor], include_self: bool) -> None:
-        """Both halves of g's first layer for each expert, (n, D), perhaps with spare rows."""
-        self._left = left
-        self._right = torch.stack([x[: self._size] for x in right])  # (M, B, D)
+    def start(self, left: Tensor, right: Tensor, sizes: Sequence[int], include_self: bool) -> None:
+        """Both halves of g's first layer, expert below expert; all have the same number of rows, some perhaps spare."""
+        left, right = (x.unflatten(0, (len(sizes), -1)) for x in (left, right))
+        self._left, self._right = left[:, : self._size], right[:, : self._size]  # (M, B, D)
         self._include_self = include_self
         if self._there is None and not include_self:
-            self._there = torch.ones(len(left), self._size, 1, dtype=torch.bool, device=self._right.device)
+            self._there = torch.ones(len(sizes), self._size, 1, dtype=torch.bool, device=right.device)
 
     def replace_right(self, i: int, right: Tensor) -> None:
         self._right[i] = right[: self._size]
 
     def sums(self, i: int) -> Tensor:
         """g's first layer for expert i's pairs: (M * B, D)"""
-        return (self._left[i][: self._size] + self._right).flatten(0, 1)
+        return (self._left[i] + self._right).flatten(0, 1)
 
     def mean(self, i: int, x: Tensor) -> Tensor:
         """The mean over the pairs: (M * B, D) -> (B, D)"""
@@ -128,13 +128,14 @@ class AvailablePairs:
     def __init__(self, available: Tensor, rows: Sequence[Tensor | None]) -> None:
         self._available, self._rows = available, rows
 
-    def start(self, left: Sequence[Tensor], right: Sequence[Tensor], include_self: bool) -> None:
-        self._left = left
+    def start(self, left: Tensor, right: Tensor, sizes: Sequence[int], include_self: bool) -> None:
+        """The same, with sizes of their own."""
+        self._left, rights = left.split(sizes), right.split(sizes)
         size, experts = self._available.shape
-        self._right = left[0].new_empty(experts, size, left[0].shape[1])  # of missing experts nothing is read
+        self._right = right.new_empty(experts, size, right.shape[1])  # of missing experts nothing is read
         self._counts, self._own, self._at = [], [], []  # per expert: partners (n,); per pair: row of left, of right
         for i, rows in enumerate(self._rows):
-            self.replace_right(i, right[i])
+            self.replace_right(i, rights[i])
             partners = self._available if rows is None else self._available[rows]  # (n, M)
             if not include_self:
                 partners = partners.clone()

@@ -80,7 +80,7 @@ class Run:
 
         Raises:
             FileNotFoundError: there is no such file.
-            TypeError, ValueError: it is no TOML, lacks a key, or has an unknown one.
+            TypeError, ValueError: it is no TOML, lacks a key, or has an unknown one or one of a wrong type.
         """
         path = Path(path)
         if not path.is_file():
