@@ -6,7 +6,7 @@ Loaded by Towhee's hub loader from the operator cache, or installed and imported
 
 import warnings
 
-from .dependencies import check_dependencies
+from .base.dependencies import check_dependencies
 
 check_dependencies()
 
@@ -16,10 +16,10 @@ with warnings.catch_warnings():
     from towhee import register
 
 # All submodules before the factory: importing the submodule of the same name later would replace it.
-from .captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
+from .base.config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402
 from .collaborative_experts import CollaborativeExperts  # noqa: E402
-from .config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402
-from .embeddings import (  # noqa: E402
+from .features.features import Features, config_for, iter_features, read_features  # noqa: E402
+from .retrieval.embeddings import (  # noqa: E402
     Explanation,
     ModelIdentity,
     TextEmbeddings,
@@ -29,10 +29,10 @@ from .embeddings import (  # noqa: E402
     similarity,
     similarity_tiles,
 )
-from .evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
-from .features import Features, config_for, iter_features, read_features  # noqa: E402
-from .index import SearchResult, VideoIndex  # noqa: E402
-from .training import TrainingConfig, TrainingResult  # noqa: E402
+from .retrieval.evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
+from .retrieval.index import SearchResult, VideoIndex  # noqa: E402
+from .training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
+from .training.loop import TrainingConfig, TrainingResult  # noqa: E402
 
 __all__ = [
     "MSRVTT",

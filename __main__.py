@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import check_weights, read_config, read_notes, read_weights, write_weights
-from .config import MSRVTT, CEConfig
-from .model import meta_model
-from .run import evaluate_run, table, train_run
+from .apps.run_file import evaluate_run, table, train_run
+from .base.config import MSRVTT, CEConfig
+from .model.cenet import meta_model
+from .model.checkpoint import check_weights, read_config, read_notes, read_weights, write_weights
 
 
 def main(arguments: list[str] | None = None) -> int:

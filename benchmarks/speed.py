@@ -32,7 +32,7 @@ from overlap import top_ten_overlap
 from towhee.models.collaborative_experts import CENet, create_model
 
 from collaborative_experts import CollaborativeExperts
-from collaborative_experts.model import initial_state
+from collaborative_experts.model.cenet import initial_state
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 

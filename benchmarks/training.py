@@ -28,12 +28,12 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from towhee.models.collaborative_experts import CENet
 
 from collaborative_experts import CaptionedVideos, CEConfig, CollaborativeExperts, TrainingConfig
-from collaborative_experts.captions import SentenceEncoder, caption_videos, read_captions
-from collaborative_experts.evaluation import evaluate_scores
-from collaborative_experts.features import config_for, read_features
-from collaborative_experts.run import MODEL, TEXT, ablate
-from collaborative_experts.training import _Data, max_margin, train
-from reference import towhee_dict
+from collaborative_experts.apps.run_file import MODEL, TEXT, ablate
+from collaborative_experts.features.features import config_for, read_features
+from collaborative_experts.retrieval.evaluation import evaluate_scores
+from collaborative_experts.training.captions import SentenceEncoder, caption_videos, read_captions
+from collaborative_experts.training.loop import _Data, max_margin, train
+from helpers import towhee_dict
 
 FIGURES = ("r1", "r5", "r10", "median_rank", "geometric_mean")
 CCA_SIZES, CCA_RIDGES = (16, 32, 64, 128, 256), (1e-3, 1e-2, 1e-1, 1.0)

@@ -41,7 +41,7 @@ from collaborative_experts import (  # noqa: E402
     read_features,
     similarity,
 )
-from collaborative_experts.captions import Captions, match  # noqa: E402
+from collaborative_experts.training.captions import Captions, match  # noqa: E402
 
 BATCH = 256
 

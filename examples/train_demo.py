@@ -39,8 +39,8 @@ from collaborative_experts import (
     read_captions,
     read_features,
 )
-from collaborative_experts.run import evaluate_run, train_run
-from collaborative_experts.training import BEST, STATE
+from collaborative_experts.apps.run_file import evaluate_run, train_run
+from collaborative_experts.training.loop import BEST, STATE
 
 RUN = """\
 folder = "run"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from collaborative_experts import CollaborativeExperts
-from reference import SMALL, cenet
+from helpers import SMALL, cenet
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -277,7 +277,7 @@ def _load_folder_above() -> None:
 
 def expected_state(config: CEConfig) -> dict[str, Any]:
     """The model's tensors without storage: names, shapes and types."""
-    from collaborative_experts.model import meta_model
+    from collaborative_experts.model.cenet import meta_model
 
     return meta_model(config).state_dict()
 
@@ -289,7 +289,7 @@ def size_of(config: CEConfig) -> int:
 
 def check_loads(path: Path) -> CEConfig:
     """Raise ValueError unless the file carries a config and exactly the tensors of its model; returns the config."""
-    from collaborative_experts.checkpoint import check_weights, read_config, read_weights
+    from collaborative_experts.model.checkpoint import check_weights, read_config, read_weights
 
     config = read_config(path)
     if config is None:
@@ -317,7 +317,7 @@ def convert(part: Path, config: CEConfig, name: str, url: str) -> Path:
         UnusableError: it is damaged, would run code when loaded, or is not of this config's model.
         FetchError: the new file cannot be written.
     """
-    from collaborative_experts.checkpoint import check_weights, read_weights, write_weights
+    from collaborative_experts.model.checkpoint import check_weights, read_weights, write_weights
 
     try:
         state = read_weights(part.file)

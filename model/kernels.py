@@ -1,0 +1,202 @@
+"""The pieces of arithmetic that the engine is made of, each in its fastest public form.
+
+Everything here is for evaluation: a BatchNorm is an affine map there, and `Parameters` folds it into the
+linear layer before it. What was measured and what was not taken is in benchmarks/NOTES.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.config import ExpertConfig
+from .cenet import Standardise
+from .checkpoint import check_finite
+
+EPSILON = 1e-12
+"""F.normalize's, which CENet uses: shorter vectors are not stretched."""
+
+FEWEST_ROWS = 6
+"""oneDNN reads the weights for so many rows a fifth to a third faster than for a single one (see `spare_rows`)."""
+
+Layer = Callable[[Tensor], Tensor]
+"""(rows, in) -> (rows, out)"""
+
+
+def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> Layer:
+    """x -> x W^T + b with weights kept in the layout that the device multiplies fastest.
+
+    On CPU that is oneDNN's blocked layout: PyTorch's own float32 product goes to MKL, which is slower.
+    """
+    # Nothing is kept of the arguments: they may be views of a file that changes or vanishes later.
+    bias = None if bias is None else bias.to(device, dtype, copy=True)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        weight = weight.to(device, dtype, copy=True)
+        return lambda x: F.linear(x, weight, bias)
+    blocked = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
+    product = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: product(x, blocked, bias, "none", [], "")
+
+
+def spare_rows(x: Tensor) -> Tensor:
+    """On CPU, rows of zeros added up to `FEWEST_ROWS`; who adds them drops them at the end, not every layer."""
+    if x.is_cuda or len(x) >= FEWEST_ROWS:
+        return x
+    padded = x.new_zeros(FEWEST_ROWS, *x.shape[1:])
+    padded[: len(x)] = x
+    return padded
+
+
+INT8_STEPS = 63
+"""Rows are quantised to whole numbers up to this. Processors without VNNI add the products of two neighbours in 16
+bits: with 7 bits of a row and 8 of a weight that cannot overflow."""
+
+INT8_ZERO = 64
+"""oneDNN's fast product takes rows without a sign; this is what stands for 0."""
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """n rows for `int8_linear`, in 14 bits: each is its rounding to 7 bits plus the rounding of what that leaves.
+
+    Two rows of 7 bits take no longer than one, as long as reading the weights takes longer than multiplying. So only
+    the weights are coarse.
+
+    Attributes:
+        values: (2 n or more, in) uint8, the coarse rows before the fine ones.
+        largest: (n, 1) float32, the largest magnitude of each row.
+    """
+
+    values: Tensor
+    largest: Tensor
+
+
+def int8_rows(x: Tensor) -> Int8Rows:
+    """(n, in) -> the same for `int8_linear`; made once for all layers that read it."""
+    x = x.float()
+    rows, largest = len(x), x.abs().amax(1, keepdim=True).clamp_min_(EPSILON)
+    steps = x * (INT8_STEPS / largest)
+    coarse = steps.round()
+    fine = steps.sub_(coarse).mul_(2 * INT8_STEPS).round_()
+    values = torch.full((max(2 * rows, FEWEST_ROWS), x.shape[1]), INT8_ZERO, dtype=torch.uint8)
+    values[:rows], values[rows : 2 * rows] = coarse.add_(INT8_ZERO), fine.add_(INT8_ZERO)
+    return Int8Rows(values, largest)
+
+
+def int8_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Callable[[Int8Rows], Tensor]:
+    """x -> x W^T + b on CPU with weights in int8, one scale per output row; gives (rows, out) in `dtype`, and below
+    them spare rows of anything up to `FEWEST_ROWS`."""
+    scale = weight.abs().amax(1).clamp_min_(EPSILON) / 127
+    packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round_().to(torch.int8), None)
+    no_shift, bias = torch.zeros(len(scale), dtype=torch.int64), bias.clone()
+    product = torch.ops.onednn.qlinear_pointwise.default
+
+    def layer(x: Int8Rows) -> Tensor:
+        rows = len(x.largest)
+        y = product(
+            x.values, 1 / INT8_STEPS, INT8_ZERO, packed, scale, no_shift, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        whole = y[:rows].add_(y[rows : 2 * rows], alpha=0.5 / INT8_STEPS)
+        torch.addcmul(bias, whole, x.largest, out=whole)
+        return y[: max(rows, FEWEST_ROWS)].to(dtype)
+
+    return layer
+
+
+def negated_mish(minus_x: Tensor) -> Tensor:
+    """-x -> mish(x) = x tanh(softplus(x)), in a fifth of F.mish's time; its argument is used up.
+
+    With q = sigmoid(-x), tanh(log(1 + e^x)) = 2 / (1 + q^2) - 1. The minus sign costs nothing: it is folded
+    into the layer that computes x.
+    """
+    q = torch.sigmoid(minus_x)
+    denominator = torch.addcmul(q.new_ones(()), q, q, out=q)
+    return torch.addcdiv(minus_x, minus_x, denominator, value=-2, out=minus_x)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Rows of length 1, in place."""
+    return x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(EPSILON))
+
+
+def fold(layer: tuple[Tensor, Tensor], scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer together with the affine map (a BatchNorm) after it."""
+    weight, bias = layer
+    return weight * scale[:, None], bias * scale + shift
+
+
+class Parameters:
+    """CENet's parameters by name, folded and packed as they are taken; each is given up when it is read."""
+
+    def __init__(self, weights: MutableMapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+        self._weights = weights
+        self.dtype, self.device = dtype, device
+
+    def take(self, name: str) -> Tensor:
+        """A float32 tensor on the CPU, not to be kept: it may be a view of a file."""
+        return check_finite(name, self._weights.pop(name).to(torch.float32))
+
+    def batch_norm(self, name: str) -> tuple[Tensor, Tensor]:
+        """Scale and shift of a BatchNorm in evaluation mode, its epsilon being PyTorch's default."""
+        weight, bias, mean, var = (
+            self.take(f"{name}.{key}").double() for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = weight / torch.sqrt(var + 1e-5)
+        return scale.float(), (bias - mean * scale).float()
+
+    def linear(self, name: str, tokens: int = 1) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a linear layer; its input is a NetVLAD of `tokens` clusters, see `Pooling`."""
+        weight = self.take(f"{name}.weight")
+        if tokens > 1:
+            weight = weight.unflatten(1, (-1, tokens)).transpose(1, 2).flatten(1)
+        return weight, self.take(f"{name}.bias")
+
+    def standardise(self, expert: ExpertConfig) -> Standardise:
+        """What brings an expert's raw features to mean 0 and deviation 1, in float32 whatever `dtype` is."""
+        module = Standardise(expert)
+        for key in ("mean", "std"):
+            getattr(module, key).copy_(self.take(f"standardise.{expert.name}.{key}"))
+        return module.to(self.device)
+
+    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Layer:
+        return packed_linear(weight, bias, self.dtype, self.device)
+
+    def pack_int8(self, weight: Tensor, bias: Tensor) -> Callable[[Int8Rows], Tensor]:
+        return int8_linear(weight, bias, self.dtype)
+
+    def keep(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype, copy=True)
+
+
+class Pooling:
+    """NetVLAD (Arandjelovic et al., arXiv 1511.07247, as CENet has it): a token sequence to one vector.
+
+    The vector is laid out (clusters, dim), not (dim, clusters) as CENet's, which saves a transposition of
+    every batch; the layer that reads it has its columns in the same order (`Parameters.linear`).
+    """
+
+    def __init__(self, parameters: Parameters, name: str, clusters: int) -> None:
+        scale, shift = parameters.batch_norm(f"{name}.batch_norm")
+        # A cluster that hardly any token belongs to counts as much as the others, but would be 0 in half precision.
+        self._dtype = torch.float32 if parameters.dtype == torch.float16 else parameters.dtype
+        self._result_dtype, device = parameters.dtype, parameters.device
+        weight = (parameters.take(f"{name}.clusters") * scale).T
+        self._assign = packed_linear(weight, shift, self._dtype, device)
+        self._centres = parameters.take(f"{name}.clusters2")[0].T.contiguous().to(device, self._dtype, copy=True)
+        self._clusters = clusters
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, clusters * dim), L2-normalised per cluster and in whole."""
+        tokens = tokens.to(self._dtype)
+        assignment = self._assign(tokens.flatten(0, 1)).softmax(dim=1)[:, : self._clusters]  # without the ghosts
+        assignment = assignment.unflatten(0, tokens.shape[:2])  # (B, N, K)
+        vlad = torch.bmm(assignment.transpose(1, 2), tokens)  # (B, K, dim)
+        vlad.addcmul_(assignment.sum(1).unsqueeze(2), self._centres, value=-1)
+        lengths = torch.linalg.vector_norm(vlad, dim=2)
+        clamped = lengths.clamp_min(EPSILON)
+        whole = torch.linalg.vector_norm(lengths / clamped, dim=1, keepdim=True).clamp_min_(EPSILON)
+        return vlad.div_((clamped * whole).unsqueeze(2)).flatten(1).to(self._result_dtype)

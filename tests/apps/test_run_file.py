@@ -1,0 +1,212 @@
+"""Runs described by a file: from feature files and captions to weights and figures, by the commands."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collaborative_experts as package
+from collaborative_experts.__main__ import main
+from collaborative_experts.apps import run_file as run
+from collaborative_experts.training import loop as training
+from helpers import captioned, untrained
+
+TRECVID = Path(os.environ.get("TRECVID_VTT") or Path(__file__).resolve().parents[3] / "shared/data/trecvid-vtt")
+
+RUN = """
+features = "features"
+captions = "captions.csv"
+validation = 0.25
+
+[model]
+shared_dim = 32
+
+[training]
+epochs = 12
+batch_size = 8
+learning_rate = 3e-3
+"""
+
+
+class Numbers:
+    """An encoder for sentences of numbers: each word is a vector of its digits."""
+
+    dim = 10
+
+    def __init__(self, model=None):
+        self.name = model or "numbers"
+
+    def __call__(self, sentences):
+        return [np.array([[float(x) for x in word.split(",")] for word in text.split()]) for text in sentences]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with features in two formats, captions of 48 training and 16 test videos, and a run file."""
+    monkeypatch.setattr(run, "SentenceEncoder", Numbers)
+    data = captioned(64, missing=0.2)
+    files = tmp_path / "features"
+    files.mkdir()
+    np.savez(files / "motion.npz", video_id=data.features.ids, motion=data.features.experts["motion"])
+    sound = zip(data.features.ids, data.features.experts["sound"], strict=True)
+    np.savez(files / "sound.npz", **{name: x for name, x in sound if x is not None})
+    with (tmp_path / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video_id", "split", "caption"])
+        for target, tokens in zip(data.targets, data.tokens, strict=True):
+            words = " ".join(",".join(f"{x:.3f}" for x in token) for token in tokens)
+            writer.writerow([data.features.ids[target], "train" if target < 48 else "test", words])
+    (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
+    return tmp_path
+
+
+def test_train_and_evaluate(folder, capsys):
+    assert main(["train", str(folder / "run.toml")]) == 0
+    printed = capsys.readouterr().out
+    assert "text to video" in printed
+    assert f"{folder / 'run' / 'best.safetensors'}" in printed
+    assert main(["evaluate", str(folder / "run.toml")]) == 0
+    printed = capsys.readouterr().out
+    names = ["all experts", "only motion", "only sound", "without motion", "without sound"]
+    assert [line for line in printed.splitlines() if line in names] == names
+    written = json.loads((folder / "run" / "evaluation.json").read_text())
+    assert list(written) == names
+    assert written["all experts"]["text_to_video"]["queries"] == 32
+    assert written["all experts"]["text_to_video"]["r5"] > 60
+    assert written["without motion"] == written["only sound"]
+    assert written["all experts"]["text_to_video"]["r1"] >= written["only motion"]["text_to_video"]["r1"]
+
+
+def test_validation_videos_are_held_out_by_the_seed(folder):
+    one, held_out = run.Run.read(folder / "run.toml").split_training()
+    assert (len(one), len(held_out)) == (36, 12)
+    assert not set(one.features.ids) & set(held_out.features.ids)
+    again, _ = run.Run.read(folder / "run.toml").split_training()
+    assert again.features.ids == one.features.ids
+    whole = run.Run.read(folder / "run.toml").dataset("train")
+    row = whole.features.ids.index(held_out.features.ids[3])
+    np.testing.assert_array_equal(held_out.tokens[held_out.targets == 3], whole.tokens[whole.targets == row])
+
+
+@pytest.mark.parametrize(("validation", "sizes"), [("0", (48, None)), ('"test"', (48, 16))])
+def test_validation_by_split_or_none(folder, validation, sizes):
+    path = folder / "run.toml"
+    path.write_text(RUN.replace("validation = 0.25", f"validation = {validation}"))
+    parts = run.Run.read(path).split_training()
+    assert tuple(part and len(part) for part in parts) == sizes
+
+
+def test_resume_by_the_command(folder, capsys):
+    path = folder / "run.toml"
+    path.write_text(RUN.replace("epochs = 12", "epochs = 2"))
+    assert main(["train", str(path)]) == 0
+    path.write_text(RUN.replace("epochs = 12", "epochs = 3"))
+    assert main(["train", str(path), "--resume"]) == 0
+    assert len((folder / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
+    assert len(list((folder / "run").glob("tokens-*.npy"))) == 1  # embedded once
+    capsys.readouterr()
+    assert main(["train", str(path)]) == 1  # nothing is overwritten by mistake
+    assert "holds a run already; continue it with --resume, or name another folder" in capsys.readouterr().err
+    (folder / "run" / "last.ckpt").unlink()
+    assert main(["train", str(path), "--resume"]) == 1
+    assert "last.ckpt: there is no run to continue; train without --resume" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Run, "_run_step", interrupt)
+    assert main(["train", str(folder / "run.toml")]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; continue with --resume\n")
+
+
+def test_captions_of_videos_without_features_are_left_out(folder):
+    with (folder / "captions.csv").open("a", encoding="utf-8") as file:
+        file.write('nobody,test,"1,2,3,4,5,6,7,8,9,0"\n')
+    with pytest.warns(UserWarning, match="1 of their 17 videos have no features, such as 'nobody'; they are left out"):
+        assert len(run.Run.read(folder / "run.toml").dataset("test")) == 16
+
+
+def test_ids_that_nothing_has(folder, capsys):
+    text = (folder / "captions.csv").read_text().replace("video", "clip ").replace("clip _id", "video_id")
+    (folder / "captions.csv").write_text(text)
+    assert main(["train", str(folder / "run.toml")]) == 1
+    error = capsys.readouterr().err
+    assert "none of its 48 videos, such as 'clip 0', has features; in " in error
+    assert "the ids are such as ('video0',)" in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("validation = 0.25", "validate = 0.25", "unknown key 'validate'; did you mean 'validation'?"),
+        ('features = "features"\n', "", "expected the key 'features', got"),
+        (
+            "validation = 0.25",
+            "validation = 1.5",
+            "validation: expected a split, or a share from 0 to below 1, got 1.5",
+        ),
+        ("epochs = 12", "epoch = 12", "training: unknown key 'epoch'"),
+        ("shared_dim = 32", "share_dim = 32", "unknown key 'share_dim'"),
+        ("captions.csv", "none.csv", "captions: there is no file"),
+        ('"features"', '"none"', "features: there is no file or folder"),
+        ("[model]", "[model", "expected TOML"),
+        ('"captions.csv"', "5", "run.toml: captions: expected text, got 5"),
+        ('"features"', "5", "run.toml: features: expected text or a table, got 5"),
+        ('features = "features"', "features = {motion = 1}", "run.toml: features: expected text, got {'motion': 1}"),
+        ("validation = 0.25", "validation = true", "validation: expected text or a number or a fraction, got True"),
+        ("shared_dim = 32", "text = 5", "run.toml: model: text: expected a table, got 5"),
+        ("shared_dim = 32", "experts = 3", "run.toml: model: experts: expected a table, got 3"),
+        ("shared_dim = 32", 'text = {max_tokens = "x"}', "max_tokens: expected a number, got 'x'"),
+        ("validation = 0.25", "train = []", "expected captions of split []"),
+        ("validation = 0.25", "train = [1]", "run.toml: train: expected text, got [1]"),
+        ("batch_size = 8", "batch_size = 80", "expected at least batch_size 80 training videos, got 36"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_one_line(folder, capsys, old, new, message):
+    path = folder / "run.toml"
+    assert old in RUN
+    path.write_text(RUN.replace(old, new))
+    assert main(["train", str(path)]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_no_run_file(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path / "run.toml")]) == 1
+    assert "there is no such run file" in capsys.readouterr().err
+
+
+def test_one_expert_has_nothing_to_leave_out():
+    data = captioned(8)
+    config = {"experts": {"motion": 12}, "text": {"dim": 10, "clusters": 1, "ghost_clusters": 0}, "use_ce": ""}
+    features = package.Features(
+        data.features.ids, {"motion": data.features.experts["motion"]}, {"motion": data.features.ind["motion"]}
+    )
+    dataset = package.CaptionedVideos(features, data.targets, data.tokens)
+    assert list(run.ablate(untrained(package.CEConfig.from_dict(config)), dataset)) == ["all experts"]
+
+
+@pytest.mark.skipif(not TRECVID.is_dir(), reason="the TRECVID-VTT features are not here")
+def test_on_real_features(tmp_path, monkeypatch):
+    """A few epochs find far more than chance would (R@10 2%), among 500 unseen videos."""
+    (tmp_path / "run.toml").write_text(f"""
+features = "{TRECVID / "experts.npz"}"
+captions = "{TRECVID / "captions.csv"}"
+validation = 0
+[model]
+shared_dim = 256
+[training]
+epochs = 3
+batch_size = 64
+""")
+    run.train_run(tmp_path / "run.toml")
+    found = run.evaluate_run(tmp_path / "run.toml")
+    assert found["all experts"].text_to_video.queries == 1790
+    assert found["all experts"].text_to_video.r10 > 15
+    assert found["all experts"].text_to_video.r10 > found["only audio"].text_to_video.r10 > 4

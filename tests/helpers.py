@@ -1,0 +1,171 @@
+"""The reference: towhee.models' CENet itself, in float64, given what it wants (NaN in missing rows, a fresh copy)."""
+
+import copy
+import warnings
+
+import numpy as np
+import torch
+from towhee.models.collaborative_experts import CENet
+
+from collaborative_experts import (
+    CaptionedVideos,
+    CEConfig,
+    CollaborativeExperts,
+    ExpertConfig,
+    Features,
+    TextConfig,
+    TextEmbeddings,
+    VideoEmbeddings,
+)
+
+SMALL = CEConfig(
+    experts=(
+        ExpertConfig("audio", 128, clusters=2, max_tokens=5),
+        ExpertConfig("face", 12),
+        ExpertConfig("motion", 20),
+        ExpertConfig("ocr", 300, clusters=3, max_tokens=6),
+    ),
+    text=TextConfig(dim=24, clusters=3, ghost_clusters=1, max_tokens=7),
+    shared_dim=16,
+)
+"""Small, with the names and dimensions that CENet insists on for token sequences."""
+
+
+def towhee_dict(config: CEConfig) -> dict:
+    """The keyword arguments of CENet for a config."""
+    variable = {expert.name: expert.clusters for expert in config.experts if expert.variable}
+    names = {"audio", "ocr", "speech", *config.expert_names}
+    return {
+        "task": "retrieval",
+        "use_ce": config.use_ce,
+        "text_dim": config.text.dim,
+        "l2renorm": False,
+        "expert_dims": {
+            expert.name: (expert.pooled_dim, expert.output_dim or config.shared_dim) for expert in config.experts
+        },
+        "vlad_clusters": {"text": config.text.clusters, **variable},
+        "ghost_clusters": {"text": config.text.ghost_clusters},
+        "disable_nan_checks": False,
+        "keep_missing_modalities": False,
+        "test_caption_mode": "indep",
+        "randomise_feats": "",
+        "feat_aggregation": {name: {"temporal": "vlad" if name in variable else "avg"} for name in names},
+        "ce_shared_dim": config.shared_dim,
+        "trn_config": {},
+        "trn_cat": 0,
+        "include_self": int(config.include_self),
+        "use_mish": int(config.use_mish),
+        "use_bn_reason": int(config.use_bn_reason),
+        "num_h_layers": config.num_h_layers,
+        "num_g_layers": config.num_g_layers,
+        "freeze_weights": config.freeze_weights,
+        "mimic_ce_dims": config.mimic_ce_dims,
+        "concat_experts": config.concat_experts,
+    }
+
+
+def cenet(config: CEConfig, seed: int = 0) -> CENet:
+    """CENet in evaluation mode, with random weights and random BatchNorm statistics, float32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CENet(**copy.deepcopy(towhee_dict(config)))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.running_mean.normal_(std=0.5)
+                module.running_var.uniform_(0.5, 2)
+                torch.nn.init.normal_(module.weight, mean=1, std=0.2)
+                torch.nn.init.normal_(module.bias, std=0.2)
+    return model.eval()
+
+
+def run_cenet(model: CENet, experts: dict, ind: dict, text: torch.Tensor) -> dict:
+    """CENet's outputs in float64 on copies; rows with ind 0 become NaN, as it expects."""
+    model = copy.deepcopy(model).double()
+    experts = {name: torch.as_tensor(np.asarray(x)).double().clone() for name, x in experts.items()}
+    ind = {name: torch.as_tensor(np.asarray(x)).double() for name, x in ind.items()}
+    for name, x in experts.items():
+        x[ind[name] == 0] = torch.nan
+    with torch.no_grad():
+        return model(experts, ind, torch.as_tensor(np.asarray(text)).double())
+
+
+def random_inputs(config: CEConfig, videos: int, captions: int = 1, seed: int = 0) -> tuple[dict, dict, np.ndarray]:
+    """experts, ind (all ones) and text (B, K, W, dim) as NumPy arrays."""
+    rng = np.random.default_rng(seed)
+    experts = {
+        expert.name: rng.standard_normal(
+            (videos, expert.max_tokens or 4, expert.dim) if expert.variable else (videos, expert.dim), dtype=np.float32
+        )
+        for expert in config.experts
+    }
+    ind = {name: np.ones(videos, dtype=np.int64) for name in experts}
+    text = rng.standard_normal((videos, captions, config.text.max_tokens or 6, config.text.dim), dtype=np.float32)
+    return experts, ind, text
+
+
+def largest_difference(ours: dict, theirs: dict) -> float:
+    """Largest absolute difference over two dicts of arrays with the same keys."""
+    assert list(ours) == list(theirs)
+    worst = 0.0
+    for name in ours:
+        a, b = np.asarray(ours[name], dtype=np.float64), np.asarray(theirs[name], dtype=np.float64)
+        assert a.shape == b.shape, f"{name}: {a.shape} is not {b.shape}"
+        worst = max(worst, float(np.abs(a - b).max(initial=0)))
+    return worst
+
+
+def random_embeddings(texts, videos, experts=3, dim=5, missing=0.4, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def unit(rows):
+        x = rng.standard_normal((rows, dim), dtype=np.float32)
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    names = [f"e{m}" for m in range(experts)]
+    weights = rng.dirichlet(np.ones(experts), texts).astype(np.float32)
+    return (
+        TextEmbeddings({name: unit(texts) for name in names}, weights.reshape(texts, experts)),
+        VideoEmbeddings({name: unit(videos) for name in names}, rng.random((videos, experts)) >= missing),
+    )
+
+
+TRAINABLE = CEConfig.from_dict(
+    {
+        "experts": {"motion": 12, "sound": {"dim": 6, "clusters": 2, "max_tokens": 4}},
+        "text": {"dim": 10, "clusters": 1, "ghost_clusters": 0, "max_tokens": 5},
+        "shared_dim": 32,
+        "use_ce": "",
+        "mimic_ce_dims": True,
+    }
+)
+QUICK = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3}
+
+
+def captioned(videos=32, missing=0.0, captions=2, seed=0) -> CaptionedVideos:
+    """Videos and captions that are two views of the same hidden vectors; the scales of the features differ widely."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.standard_normal((videos, 6)).astype(np.float32)
+    views = np.random.default_rng(99)  # the same for every set
+    motion = 50 + 30 * hidden @ views.standard_normal((6, 12)).astype(np.float32)
+    sound = [1e-3 * row * np.ones((rng.integers(1, 5), 6), dtype=np.float32) for row in hidden]
+    there = {name: rng.random(videos) >= missing for name in ("motion", "sound")}
+    there["sound"] |= ~there["motion"]  # something to find each video by
+    motion[~there["motion"]] = np.nan
+    targets = np.repeat(np.arange(videos), captions)
+    words = hidden[targets] @ views.standard_normal((6, 10)).astype(np.float32)
+    tokens = words[:, None] + 0.1 * rng.standard_normal((len(targets), 5, 10)).astype(np.float32)
+    features = Features(
+        tuple(f"video{i}" for i in range(videos)),
+        {
+            "motion": motion,
+            "sound": [x if is_there else None for x, is_there in zip(sound, there["sound"], strict=True)],
+        },
+        {name: flags.astype(np.int64) for name, flags in there.items()},
+    )
+    return CaptionedVideos(features, targets, tokens.astype(np.float16))
+
+
+def untrained(config=TRAINABLE):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*seeded initial parameters")
+        return CollaborativeExperts(config, device="cpu")

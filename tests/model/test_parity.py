@@ -1,0 +1,193 @@
+"""The operator against CENet in float64: embeddings equal to 1e-6 over the whole grid."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from collaborative_experts import MSRVTT, CollaborativeExperts, similarity
+from collaborative_experts.model.cenet import initial_state
+from collaborative_experts.model.checkpoint import write_weights
+from helpers import SMALL, cenet, largest_difference, random_inputs, run_cenet
+
+FORMS = {
+    "pairwise": {},
+    "pairwise-star": {"use_ce": "pairwise-star"},
+    "pairwise-star-specific": {"use_ce": "pairwise-star-specific"},
+    "pairwise-star-tensor": {"use_ce": "pairwise-star-tensor"},
+    "triplet": {"use_ce": "triplet"},
+    "moee": {"use_ce": ""},
+    "mimic": {"use_ce": "", "mimic_ce_dims": True},
+    "pairwise-without-self": {"include_self": False},
+    "pairwise-relu-h-layers": {"use_mish": False, "num_h_layers": 2, "num_g_layers": 2},
+    "pairwise-one-g-layer": {"num_g_layers": 1, "use_bn_reason": False},
+    "pairwise-frozen-weights": {"freeze_weights": True},
+}
+ORDERS = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1])
+MISSING = ("none", "some", "all but one")
+FILLS = {"nan": np.nan, "zeros": 0.0, "garbage": 1e30}
+
+
+def availability(pattern, videos, names):
+    rng = np.random.default_rng(1)
+    ind = {name: np.ones(videos, dtype=np.int64) for name in names}
+    if pattern == "some":
+        for name in names[:-1]:
+            ind[name] = rng.integers(0, 2, videos)
+    if pattern == "all but one":
+        keep = rng.integers(0, len(names), videos)
+        ind = {name: (keep == i).astype(np.int64) for i, name in enumerate(names)}
+    return ind
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_embeddings_equal_cenet(form, order, save_cenet):
+    config = replace(SMALL, experts=tuple(SMALL.experts[i] for i in order), **FORMS[form])
+    reference = cenet(config)
+    op = CollaborativeExperts(config, save_cenet(reference), device="cpu")
+    for videos in (1, 8):
+        for captions in (1, 3):
+            experts, _, text = random_inputs(config, videos, captions)
+            for pattern in MISSING:
+                ind = availability(pattern, videos, config.expert_names)
+                theirs = run_cenet(reference, experts, ind, text)
+                their_text = {name: x.squeeze(1) for name, x in theirs["text_embds"].items()}
+                for fill, value in FILLS.items():
+                    given = {name: x.copy() for name, x in experts.items()}
+                    for name, x in given.items():
+                        x[ind[name] == 0] = value
+                    text_embds, vid_embds = op(given, ind, text)
+                    case = f"B={videos} K={captions} missing={pattern} fill={fill}"
+                    assert (worst := largest_difference(text_embds, their_text)) < 1e-6, f"text, {case}: {worst}"
+                    assert (worst := largest_difference(vid_embds, theirs["vid_embds"])) < 1e-6, (
+                        f"video, {case}: {worst}"
+                    )
+
+
+@pytest.mark.parametrize("form", ["pairwise", "moee", "pairwise-star"])
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_raw_features_through_standardise_as_standardised_ones(form, order, save_cenet, tmp_path):
+    """What training learned of the features, stored with the weights, does the user's standardising for them."""
+    config = replace(SMALL, experts=tuple(SMALL.experts[i] for i in order), **FORMS[form])
+    reference = cenet(config)
+    plain = CollaborativeExperts(config, save_cenet(reference), device="cpu")
+    experts, _, _ = random_inputs(config, videos=8)
+    ind = availability("some", 8, config.expert_names)
+    rng = np.random.default_rng(3)
+    state, raw = reference.state_dict(), {}
+    for expert in config.experts:
+        mean, std = (rng.uniform(low, 9, expert.dim).astype(np.float32) for low in (-9, 0.1))
+        raw[expert.name] = experts[expert.name] * std + mean
+        if expert.variable:  # padding
+            raw[expert.name][::2, -2:] = experts[expert.name][::2, -2:] = 0
+        raw[expert.name][ind[expert.name] == 0] = np.nan
+        state[f"standardise.{expert.name}.mean"], state[f"standardise.{expert.name}.std"] = map(
+            torch.tensor, (mean, std)
+        )
+    path = write_weights(tmp_path / "w.safetensors", state, replace(config, standardise=True))
+    op = CollaborativeExperts(weights_path=path, device="cpu", modality="video")
+    assert largest_difference(op(raw, ind), plain.encode_video(experts, ind).embds) < 1e-5
+    with pytest.raises(ValueError, match=r"unexpected: standardise\."):
+        CollaborativeExperts(config, path, device="cpu")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_equal_cenet(form, save_cenet):
+    config = replace(SMALL, **FORMS[form])
+    reference = cenet(config)
+    op = CollaborativeExperts(config, save_cenet(reference), device="cpu")
+    experts, _, text = random_inputs(config, 8, 3)
+    ind = availability("some", 8, config.expert_names)
+    theirs = run_cenet(reference, experts, ind, text)["cross_view_conf_matrix"]
+    ours = similarity(op.encode_text(text), op.encode_video(experts, ind))
+    assert ours.shape == (24, 8)
+    assert np.abs(ours - theirs.numpy()).max() < 1e-6
+
+
+def test_scores_of_single_items(small_op):
+    experts, _, text = random_inputs(SMALL, 3)
+    texts, videos = small_op.encode_text(text), small_op.encode_video(experts)
+    scores = similarity(texts, videos)
+    one_text = small_op.encode_text(text[1, 0])
+    one_video = small_op.encode_video({name: x[2] for name, x in experts.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for got, wanted in (
+            (similarity(one_text, videos), scores[1]),
+            (similarity(texts, one_video), scores[:, 2]),
+            (similarity(one_text, one_video), scores[1, 2]),
+        ):
+            assert got.shape == wanted.shape
+            assert np.abs(got - wanted).max() < 1e-6
+    for wrong in ((videos, texts), (texts.joint(), videos.joint())):
+        with pytest.raises(TypeError, match="similarity: expected TextEmbeddings and VideoEmbeddings"):
+            similarity(*wrong)
+
+
+def test_default_model_equals_cenet(default_op):
+    """The real size, with CENet's own constructor and the operator's initial weights."""
+    from towhee.models.collaborative_experts import create_model
+
+    reference = create_model(device="cpu").eval()
+    assert sum(p.numel() for p in reference.parameters()) == 183_448_607
+    reference.load_state_dict(initial_state(MSRVTT))
+    experts, _, text = random_inputs(MSRVTT, 4)
+    ind = availability("some", 4, MSRVTT.expert_names)
+    theirs = run_cenet(reference, experts, ind, text)
+    text_embds, vid_embds = default_op(experts, ind, text)
+    assert largest_difference(text_embds, {name: x.squeeze(1) for name, x in theirs["text_embds"].items()}) < 1e-6
+    assert largest_difference(vid_embds, theirs["vid_embds"]) < 1e-6
+
+
+def test_variable_experts_of_any_name(save_cenet):
+    """A name is only a name: renamed experts give the numbers of CENet's ocr and audio."""
+    reference = cenet(SMALL)
+    new = {"audio": "sound.vggish.0", "face": "keys", "motion": "text", "ocr": "training"}
+    config = replace(SMALL, experts=tuple(replace(expert, name=new[expert.name]) for expert in SMALL.experts))
+    state = {
+        name.replace("pooling.audio.", f"pooling.{new['audio']}.").replace("pooling.ocr.", f"pooling.{new['ocr']}."): x
+        for name, x in reference.state_dict().items()
+    }
+    path = save_cenet(reference, "renamed.pth")
+    torch.save(state, path)
+    experts, ind, text = random_inputs(SMALL, 5)
+    theirs = run_cenet(reference, experts, ind, text)["vid_embds"]
+    op = CollaborativeExperts(config, path, device="cpu", modality="video")
+    ours = op({new[name]: x for name, x in experts.items()})
+    assert largest_difference(ours, {new[name]: x for name, x in theirs.items()}) < 1e-6
+
+
+def test_more_than_ten_experts_and_one():
+    for count in (1, 12):
+        config = {"experts": {f"e{i}": 3 + i for i in range(count)}, "text": {"dim": 8, "clusters": 2}, "shared_dim": 4}
+        config["use_ce"] = "" if count == 1 else "pairwise"
+        with pytest.warns(UserWarning, match="initial parameters"):
+            op = CollaborativeExperts(config, device="cpu")
+        text = op.encode_text(np.ones((3, 5, 8)))
+        video = op.encode_video({f"e{i}": np.ones((2, 3 + i)) for i in range(count)})
+        assert similarity(text, video).shape == (3, 2)
+        assert np.allclose(text.weights.sum(1), 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_video_without_any_expert(form, save_cenet):
+    """Finite embeddings, score 0 to every text, and the other rows as if it were not there."""
+    config = replace(SMALL, **FORMS[form])
+    op = CollaborativeExperts(config, save_cenet(cenet(config)), device="cpu")
+    experts, ind, text = random_inputs(config, 4)
+    alone = op.encode_video(experts, ind)
+    for flags in ind.values():
+        flags[2] = 0
+    video = op.encode_video(experts, ind)
+    others = [0, 1, 3]
+    for name, embd in video.embds.items():
+        assert np.isfinite(embd).all()
+        assert np.abs(embd[others] - alone.embds[name][others]).max() < 1e-6
+    scores = similarity(op.encode_text(text), video)
+    assert np.isfinite(scores).all()
+    assert (scores[:, 2] == 0).all()
+    assert (scores[:, others] != 0).all()
+    assert (video.joint()[2] == 0).all()

@@ -1,0 +1,199 @@
+"""Figures against a slow oracle that lists every order of tied candidates."""
+
+import doctest
+import itertools
+import json
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collaborative_experts import evaluate, evaluate_scores, similarity
+from collaborative_experts.retrieval import evaluation
+from collaborative_experts.retrieval.evaluation import Evaluation
+from helpers import random_embeddings
+
+
+def ranks_of_all_orders(candidates):
+    """The rank of the first right answer in every order of equal scores; candidates are (score, right)."""
+    better = [(score, right) for score, right in candidates]
+    top = max(score for score, right in better if right)
+    above = sum(score > top for score, _ in better)
+    tied = [right for score, right in better if score == top]
+    return [above + order.index(True) + 1 for order in itertools.permutations(tied)]
+
+
+def oracle(queries):
+    """Figures of one direction from the candidates of each query."""
+    orders = [ranks_of_all_orders(candidates) for candidates in queries]
+    recalls = [
+        100 * statistics.fmean(sum(rank <= k for rank in ranks) / len(ranks) for ranks in orders)
+        for k in (1, 5, 10, 50)
+    ]
+    means = [statistics.fmean(ranks) for ranks in orders]
+    geometric = (recalls[0] * recalls[1] * recalls[2]) ** (1 / 3)
+    return [*recalls, statistics.median(means), statistics.fmean(means), geometric, len(orders)]
+
+
+def figures(metrics):
+    return [
+        metrics.r1, metrics.r5, metrics.r10, metrics.r50, metrics.median_rank, metrics.mean_rank,
+        metrics.geometric_mean, metrics.queries,
+    ]  # fmt: skip
+
+
+def check(scores, targets, mask):
+    texts, videos = scores.shape
+    t2v = [[(scores[t, v], v == targets[t]) for v in range(videos)] for t in range(texts) if mask[t]]
+    v2t = [
+        [(scores[t, v], targets[t] == v) for t in range(texts) if mask[t]]
+        for v in range(videos)
+        if any(targets[t] == v and mask[t] for t in range(texts))
+    ]
+    found = evaluate_scores(scores, targets, mask)
+    assert figures(found.text_to_video) == pytest.approx(oracle(t2v), abs=1e-9)
+    assert figures(found.video_to_text) == pytest.approx(oracle(v2t), abs=1e-9)
+
+
+@st.composite
+def problems(draw):
+    """Few distinct scores, so that most are tied; any captions a video, none included; any mask."""
+    texts, videos = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    levels = draw(st.integers(1, 4))
+    scores = draw(st.lists(st.integers(0, levels - 1), min_size=texts * videos, max_size=texts * videos))
+    targets = draw(st.lists(st.integers(0, videos - 1), min_size=texts, max_size=texts))
+    mask = draw(st.lists(st.booleans(), min_size=texts, max_size=texts).filter(any))
+    return np.array(scores, dtype=draw(st.sampled_from([np.float32, np.int64]))).reshape(texts, videos), targets, mask
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_against_the_oracle(problem):
+    check(*problem)
+
+
+def test_large_ranks_without_ties():
+    """Past R@50, where listing all orders is still possible because there are no ties."""
+    rng = np.random.default_rng(0)
+    scores = rng.permutation(200 * 100).reshape(200, 100).astype(np.float64)
+    check(scores, rng.integers(0, 100, 200), rng.random(200) < 0.8)
+
+
+def test_a_constant_matrix_is_at_chance():
+    found = evaluate_scores(np.zeros((300, 100)))
+    assert figures(found.text_to_video)[:6] == pytest.approx([1, 5, 10, 50, 50.5, 50.5])
+    # The first of 3 right answers among 300 in random order.
+    assert found.video_to_text.mean_rank == pytest.approx(1 + 297 / 4)
+    missed = np.prod([(297 - i) / (300 - i) for i in range(50)])
+    assert found.video_to_text.r50 == pytest.approx(100 * (1 - missed))
+
+
+def test_perfect_and_worst():
+    best = evaluate_scores(np.eye(20))
+    assert (
+        figures(best.text_to_video) == figures(best.video_to_text) == [100, 100, 100, 100, 1, 1, pytest.approx(100), 20]
+    )
+    worst = evaluate_scores(-np.eye(20)).text_to_video
+    assert figures(worst)[:6] == [0, 0, 0, 100, 20, 20]
+
+
+@pytest.mark.parametrize("tile", [(1024, 4096), (7, 5), (1, 1)])
+def test_from_embeddings_as_from_their_scores(tile, monkeypatch):
+    monkeypatch.setattr("collaborative_experts.retrieval.embeddings.TEXTS", tile[0])
+    monkeypatch.setattr("collaborative_experts.retrieval.embeddings.VIDEOS", tile[1])
+    text, video = random_embeddings(60, 20)
+    targets = np.random.default_rng(1).integers(0, 20, 60)
+    mask = np.arange(60) % 7 > 0
+    found = evaluate(text, video, targets, mask)
+    expected = evaluate_scores(similarity(text, video), targets, mask)
+    assert figures(found.text_to_video) == pytest.approx(figures(expected.text_to_video))
+    assert figures(found.video_to_text) == pytest.approx(figures(expected.video_to_text))
+
+
+def test_a_score_that_rounds_otherwise_the_second_time_is_still_its_own():
+    """The own score must not count as better than itself, whatever the second product gives."""
+    noise = iter(range(100))
+
+    def tiles():
+        yield slice(0, 3), slice(0, 3), torch.eye(3, dtype=torch.float64) + 1e-9 * next(noise)
+
+    found = evaluation._evaluate(tiles, 3, 3, None, None)
+    assert found.text_to_video.r1 == 100
+    assert found.video_to_text.r1 == 100
+
+
+def test_without_targets_texts_are_k_a_video():
+    scores = np.random.default_rng(0).standard_normal((12, 4))
+    assert evaluate_scores(scores) == evaluate_scores(scores, np.repeat(np.arange(4), 3))
+
+
+def test_torch_and_lists_and_integers():
+    scores = np.random.default_rng(0).integers(0, 5, (6, 3))
+    expected = evaluate_scores(scores)
+    for same in (scores.tolist(), torch.tensor(scores), scores.astype(np.int8), torch.tensor(scores).half()):
+        assert evaluate_scores(same) == expected
+
+
+def test_result_as_dict_and_table():
+    found = evaluate_scores(np.eye(20))
+    as_dict = json.loads(json.dumps(found.to_dict()))
+    assert as_dict["text_to_video"]["r1"] == 100
+    assert as_dict["video_to_text"]["median_rank"] == 1
+    head, *rows = str(found).splitlines()
+    assert head.split() == ["R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "geo.", "mean", "queries"]
+    assert [row[:13] for row in rows] == ["text to video", "video to text"]
+    assert all(row.split()[3] == "100.0" and row.split()[-1] == "20" for row in rows)
+    assert isinstance(found, Evaluation)
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "mask", "error", "message"),
+    [
+        (np.zeros(3), None, None, ValueError, r"scores: expected real numbers \(T, B\), got .*, \(3,\)"),
+        (np.zeros((0, 3)), None, None, ValueError, "scores: expected real numbers"),
+        (np.zeros((3, 3), dtype=bool), None, None, ValueError, "scores: expected real numbers"),
+        (np.full((3, 3), np.nan), None, None, ValueError, "scores: expected numbers, got NaN"),
+        (np.zeros((4, 3)), None, None, ValueError, "targets: .*4 texts are no multiple of 3 videos"),
+        (np.zeros((4, 3)), [0, 1, 2], None, ValueError, r"targets: expected \(4,\)"),
+        (np.zeros((4, 3)), [0, 1, 2, 3], None, ValueError, "targets, row 3: expected 0 to 2, got 3"),
+        (np.zeros((4, 3)), [0, -1, 2, 0], None, ValueError, "targets, row 1: expected 0 to 2, got -1"),
+        (np.zeros((4, 3)), [0.0, 1, 2, 0], None, TypeError, "targets: expected integers"),
+        (np.zeros((3, 3)), None, [1, 1], ValueError, r"query_mask: expected \(3,\) of 0 and 1"),
+        (np.zeros((3, 3)), None, [1, 2, 1], ValueError, "query_mask: expected"),
+        (np.zeros((3, 3)), None, [0, 0, 0], ValueError, "query_mask: expected at least one 1, got none"),
+    ],
+)  # fmt: skip
+def test_bad_inputs(scores, targets, mask, error, message):
+    with pytest.raises(error, match=message):
+        evaluate_scores(scores, targets, mask)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int32"])
+def test_targets_of_any_integer_type(dtype):
+    scores, targets = np.random.default_rng(0).random((4, 3)), np.array([2, 0, 1, 0])
+    expected = evaluate_scores(scores, targets)
+    assert evaluate_scores(scores, targets.astype(dtype)) == expected
+    assert evaluate_scores(scores, torch.from_numpy(targets.astype(dtype))) == expected
+    with pytest.raises(ValueError, match="targets, row 3: expected 0 to 2, got 3"):
+        evaluate_scores(scores, np.array([2, 0, 1, 3], dtype=dtype))
+
+
+def test_bad_embeddings():
+    text, video = random_embeddings(3, 3)
+    with pytest.raises(TypeError, match="evaluate: expected TextEmbeddings and VideoEmbeddings"):
+        evaluate(video, text)
+    with pytest.raises(ValueError, match="video: expected a batch of embeddings"):
+        evaluate(text, video[0])
+    with pytest.raises(ValueError, match="text: expected at least one, got none"):
+        evaluate(text[:0], video)
+    text.embds["e2"][1] = np.nan  # an expert that every video has
+    with pytest.raises(ValueError, match="evaluate: expected finite embeddings, got NaN scores"):
+        evaluate(text, video)
+
+
+def test_doctests():
+    assert doctest.testmod(evaluation).attempted > 0
+    assert doctest.testmod(evaluation).failed == 0

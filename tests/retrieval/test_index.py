@@ -1,0 +1,481 @@
+"""The index against brute force: exact ids and scores; what survives closing, killing, and a full disk."""
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+from collaborative_experts import (
+    ModelIdentity,
+    TextEmbeddings,
+    VideoEmbeddings,
+    VideoIndex,
+    explain,
+    similarity,
+)
+from collaborative_experts.retrieval import index as module
+from helpers import random_embeddings, random_inputs
+
+NAMES = np.array([f"video {i:03}" for i in range(60)])
+
+
+def some(texts=5, videos=60, experts=3, dim=6, missing=0.3, seed=0):
+    """Random embeddings of which every video has some expert."""
+    text, video = random_embeddings(texts, videos, experts, dim, missing, seed)
+    video.available[~video.available.any(1), 0] = True
+    return text, video
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "videos.db"
+
+
+@pytest.fixture
+def filled(path):
+    text, video = some()
+    with VideoIndex(path) as index:
+        index.add(NAMES, video)
+        yield index, text, video
+
+
+def check(index, text, video, names, k):
+    """The result is what comparing with every video and sorting gives."""
+    scores = similarity(text, video)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    found = index.search(text, k)
+    assert found.ids.tolist() == names[order].tolist()
+    assert np.abs(found.scores - np.take_along_axis(scores, order, axis=1)).max(initial=0) < 1e-6
+    assert np.abs(found.shares.sum(2) - found.scores).max(initial=0) < 1e-6
+    return found
+
+
+@pytest.mark.parametrize("missing", [0, 0.2, 0.4, 0.9])
+@pytest.mark.parametrize(("experts", "dim"), [(1, 8), (2, 5), (5, 16)])
+def test_exact_as_brute_force(path, missing, experts, dim):
+    for seed in range(2):
+        text, video = some(4, 60, experts, dim, missing, seed)
+        with VideoIndex(path, f"seed{seed}") as index:
+            index.add(NAMES, video)
+            for k in (1, 7, 60, 100):
+                found = check(index, text, video, NAMES, k)
+                assert found.ids.shape == (4, min(k, 60))
+
+
+def test_shares_are_the_explanation(filled):
+    index, text, video = filled
+    found = index.search(text, 3)
+    for t, rank in itertools.product(range(5), range(3)):
+        row = int(np.flatnonzero(found.ids[t, rank] == NAMES)[0])
+        assert np.abs(explain(text, video, t, row).shares - found.shares[t, rank]).max() < 1e-6
+    assert found.experts == video.experts
+
+
+def test_one_text_has_no_axis(filled):
+    index, text, _ = filled
+    one, all_of_them = index.search(text[2], 4), index.search(text, 4)
+    assert one.ids.tolist() == all_of_them.ids[2].tolist()
+    assert one.shares.shape == (4, 3)
+
+
+def test_more_texts_than_are_asked_at_once_and_none(filled, monkeypatch):
+    index, text, video = filled
+    monkeypatch.setattr(module, "TEXTS", 2)
+    monkeypatch.setattr(module, "MESSAGE", 500)  # a few videos a message
+    check(index, text, video, NAMES, 60)
+    assert index.search(text[:0], 3).ids.shape[0] == 0
+
+
+def test_equal_scores_are_ordered_by_id(path):
+    text, video = some(2, 60)
+    copies = video[np.zeros(60, dtype=int)]
+    with VideoIndex(path) as index:
+        index.add(NAMES, copies)
+        assert index.search(text, 60).ids.tolist() == [NAMES.tolist()] * 2
+
+
+def test_more_equal_scores_than_are_asked_for_at_first(path):
+    """The same video 300 times, in two patterns, and a few better ones: the first by id, wherever Milvus has them."""
+    text, video = some(texts=2, videos=300, experts=2)
+    for x in video.embds.values():
+        x[:] = x[:1]
+    video.available[:] = True
+    video.available[::3, 1] = False
+    for name, x in video.embds.items():
+        x[50:53] = text.embds[name][0]
+    names = np.array([f"video {i:03}" for i in range(300)])
+    order = np.random.default_rng(0).permutation(300)
+    with VideoIndex(path) as index:
+        index.add(names[order], video[order])
+        for k in (1, 3, 10, 200):
+            check(index, text, video, names, k)
+
+
+def test_texts_of_tiny_weights(path):
+    """A pattern's weight divides its scores: however small it is, the order is that of comparing with all."""
+    text, video = some(experts=2)
+    text.weights[:, 0], text.weights[:, 1] = 1 - 1e-9, 1e-9
+    video.available[::2, 0] = False
+    video.available[::2, 1] = True
+    with VideoIndex(path) as index:
+        index.add(NAMES, video)
+        check(index, text, video, NAMES, 10)
+
+
+def test_two_indexes_of_one_store_see_each_others_videos(path):
+    text, video = some()
+    with VideoIndex(path) as first, VideoIndex(path) as second:
+        assert len(second) == 0
+        assert second.experts == ()
+        first.add(NAMES[:30], video[:30])
+        assert second.experts == first.experts
+        second.add(NAMES[30:], video[30:])
+        assert len(first) == len(second) == 60
+        for index in (first, second):
+            check(index, text, video, NAMES, 5)
+
+
+def test_torch_embeddings_and_integer_ids(path):
+    text, video = some()
+    as_torch = VideoEmbeddings({k: torch.tensor(x) for k, x in video.embds.items()}, torch.tensor(video.available))
+    with VideoIndex(path) as index:
+        index.add(range(60), as_torch)
+        best = index.search(text, 1).ids[:, 0]
+    assert best.tolist() == [str(i) for i in similarity(text, video).argmax(1)]
+
+
+def test_adding_again_changes_nothing_and_other_embeddings_replace(filled):
+    index, text, video = filled
+    index.add(NAMES[:20], video[:20])
+    assert len(index) == 60
+    check(index, text, video, NAMES, 60)
+    other = some(seed=5)[1]
+    index.add(NAMES[10:30], other[10:30])
+    mixed = VideoEmbeddings(
+        {k: np.concatenate([x[:10], other.embds[k][10:30], x[30:]]) for k, x in video.embds.items()},
+        np.concatenate([video.available[:10], other.available[10:30], video.available[30:]]),
+    )
+    assert len(index) == 60
+    check(index, text, mixed, NAMES, 60)
+
+
+def test_delete_and_restrict(filled):
+    index, text, video = filled
+    some_ids = [*NAMES[5:25:2], "a stranger"]
+    found = index.search(text, 4, ids=some_ids)
+    order = np.argsort(-similarity(text, video[5:25:2]), axis=1, kind="stable")[:, :4]
+    assert found.ids.tolist() == NAMES[5:25:2][order].tolist()
+    assert index.search(text, 50, ids=some_ids).ids.shape == (5, 10)
+    assert index.search(text, 5, ids=["a stranger"]).ids.shape == (5, 0)
+    index.delete([*NAMES[:30], "a stranger"])
+    assert len(index) == 30
+    check(index, text, video[30:], NAMES[30:], 40)
+    index.delete(NAMES)
+    assert len(index) == 0
+    assert index.search(text, 5).ids.shape == (5, 0)
+
+
+def test_close_reopen_ask_again(path):
+    text, video = some()
+    index = VideoIndex(path)
+    assert len(index) == 0
+    assert index.experts == ()
+    index.add(NAMES, video)
+    index.close()
+    index.close()
+    with pytest.raises(ValueError, match="this index is closed"):
+        index.search(text)
+    with VideoIndex(path) as again:
+        assert len(again) == 60
+        assert again.experts == video.experts
+        check(again, text, video, NAMES, 20)
+
+
+def test_only_embeddings_of_the_same_model(path, small_op):
+    experts, ind, text = random_inputs(small_op.config, videos=3)
+    video, texts = small_op.encode_video(experts, ind), small_op.encode_text(text)
+    other = ModelIdentity(video.model.config, "f" * 64)
+    with VideoIndex(path) as index:
+        index.add(["a", "b", "c"], video)
+        assert index.search(texts, 1).ids.shape == (3, 1)
+        for stranger in (other, None):
+            wrong = TextEmbeddings(texts.embds, texts.weights, model=stranger)
+            with pytest.raises(ValueError, match="its videos were embedded by another model: the one with weights"):
+                index.search(wrong)
+            with pytest.raises(ValueError, match="another model"):
+                index.add(["d", "e", "f"], VideoEmbeddings(video.embds, video.available, stranger))
+        fewer = VideoEmbeddings({"face": video.embds["face"]}, video.available[:, :1], video.model)
+        with pytest.raises(ValueError, match=r"expected embeddings of the experts .*, got \{'face': 16\}"):
+            index.add(["d", "e", "f"], fewer)
+        assert len(index) == 3
+
+
+def broken(change):
+    video = some(videos=3)[1]
+    change(video)
+    return video
+
+
+def first_nan(video):
+    video.available[1, 1] = True
+    video.embds["e1"][1, 0] = np.nan
+
+
+def first_zero(video):
+    video.available[2, 2] = True
+    video.embds["e2"][2] = 0
+
+
+def nothing_available(video):
+    video.available[1] = False
+
+
+ABC = ["a", "b", "c"]
+BAD = {
+    "NaN": (ABC, first_nan, ValueError, "video 'b', expert 'e1': expected a finite embedding that is not zero"),
+    "zeros": (ABC, first_zero, ValueError, "video 'c', expert 'e2': expected a finite embedding"),
+    "no expert": (ABC, nothing_available, ValueError, "video 'b' has no expert at all"),
+    "too few ids": (ABC[:2], len, ValueError, "expected an id for each of 3 videos, got 2"),
+    "an id twice": (["a", "b", "a"], len, ValueError, "ids: expected each video once, got 'a' twice"),
+    "an id of a wrong type": (["a", "b", 1.5], len, TypeError, "ids: expected text or integers, got 1.5"),
+    "an empty id": (["a", "b", ""], len, ValueError, "ids: expected 1 to 512 bytes of UTF-8, got 0"),
+    "a long id": (["a", "b", "ü" * 300], len, ValueError, "ids: expected 1 to 512 bytes of UTF-8, got 600"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_not_added(filled, case):
+    index, text, video = filled
+    ids, change, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        index.add(ids, broken(change))
+    assert len(index) == 60
+    check(index, text, video, NAMES, 10)
+
+
+def test_what_is_not_searched(filled, path):
+    index, text, video = filled
+    for k in (0, -1, 2.0, True, 100_000):
+        with pytest.raises(ValueError, match="search: k: expected an integer from 1 to 16000"):
+            index.search(text, k)
+    with pytest.raises(TypeError, match=r"search: expected TextEmbeddings \(encode_text\), got VideoEmbeddings"):
+        index.search(video)
+    with pytest.raises(TypeError, match="add: expected VideoEmbeddings of a batch"):
+        index.add(["a"], video[0])
+    with VideoIndex(path.with_name("empty.db")) as empty, pytest.raises(ValueError, match="holds no videos yet"):
+        empty.search(text)
+    next(iter(text.embds.values()))[1, 2] = np.nan
+    with pytest.raises(ValueError, match="search: expected finite embeddings and weights, got NaN or Inf"):
+        index.search(text)
+
+
+def test_embeddings_beyond_milvus(path):
+    big = VideoEmbeddings({"a": np.ones((1, 40_000), np.float32)}, np.ones((1, 1), bool))
+    with (
+        VideoIndex(path) as index,
+        pytest.raises(ValueError, match="Milvus takes vectors up to 32768, these have 40000"),
+    ):
+        index.add(["a"], big)
+
+
+def test_which_paths(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no/videos\.db: there is no folder"):
+        VideoIndex(tmp_path / "no" / "videos.db")
+    with pytest.raises(ValueError, match=r"expected a path ending in \.db"):
+        VideoIndex(tmp_path / "videos")
+    (tmp_path / "file.db").write_text("something else")
+    with pytest.raises(ValueError, match="is no index of Milvus Lite"):
+        VideoIndex(tmp_path / "file.db")
+    assert (tmp_path / "file.db").read_text() == "something else"
+
+
+def test_no_server():
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9: no Milvus server answers"):
+        VideoIndex("http://127.0.0.1:9")
+
+
+def test_a_missing_library_names_its_extra(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(ImportError, match=r"pymilvus cannot be imported .*collaborative_experts\[index\]"):
+        VideoIndex(path)
+
+
+# --- other processes --------------------------------------------------------------------------------------
+
+HERE = Path(__file__).parent
+HEAD = (
+    f"import sys, itertools\nsys.path += {[str(HERE.parent), str(HERE)]!r}\n"
+    "from test_index import NAMES, some, VideoIndex, check\ntext, video = some()\n"
+)
+
+
+def test_ids_of_any_characters(path):
+    names = np.array(sorted(["it's", "back\\slash", "new\nline", 'say "so"', "a\\n", "a\\'b"]))
+    text, video = some(videos=len(names))
+    with VideoIndex(path) as index:
+        index.add(names, video)
+        check(index, text, video, names, 6)
+        index.delete(names[:5])
+        assert len(index) == 1
+
+
+def test_says_what_it_is(path):
+    with VideoIndex(path) as index:
+        assert repr(index) == f"VideoIndex({str(path)!r}, 'videos'): 0 videos"
+        index.add(NAMES, some()[1])
+        assert repr(index).endswith(": 60 videos")
+    assert repr(index).endswith(": closed")
+
+
+def test_exact_whatever_lies_in_segments(path, monkeypatch):
+    """Videos that are replaced and deleted between searches, some in segments by then and some loose."""
+    flushed = []
+    with VideoIndex(path) as index:
+        flush = index._client.flush
+        monkeypatch.setattr(index._client, "flush", lambda *arguments: flushed.append(1) or flush(*arguments))
+        for seed in range(4):
+            text, video = some(4, 60, seed=seed)
+            index.add(NAMES, video)
+            index.add([f"{seed} {name}" for name in NAMES], video)
+            index.delete([f"{seed} {name}" for name in NAMES])
+            check(index, text, video, NAMES, 60)
+            index.add(NAMES[:50], video[:50])
+            check(index, text, video, NAMES, 60)
+    assert len(flushed) == 4  # once a round, when a hundred have come since
+
+
+def python(code, *arguments):
+    command = [sys.executable, "-W", "ignore", "-c", HEAD + code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_while_adding(path):
+    """What was acknowledged is there afterwards, and adding again completes; searches have segments written between."""
+    code = (
+        "with VideoIndex(sys.argv[1]) as index:\n"
+        "    for i in itertools.count():\n"
+        "        index.add([f'{i}-{name}' for name in NAMES], video)\n"
+        "        print(i, flush=True)\n"
+        "        index.search(text[0])\n"
+    )
+    text, video = some()
+    acknowledged = -1
+    for moment in range(4):
+        process = python(code, path)
+        for _ in range(2 + moment):
+            acknowledged = max(acknowledged, int(process.stdout.readline()))
+        time.sleep(0.013 * moment)  # somewhere inside the next one
+        process.send_signal(signal.SIGKILL)
+        acknowledged = max([acknowledged, *map(int, process.stdout.read().split())])
+        process.wait()
+        with VideoIndex(path) as index:
+            expected = [f"{i}-{name}" for i in range(acknowledged + 1) for name in NAMES]
+            found = index.search(text[0], 16_000, ids=expected).ids
+            assert sorted(found) == sorted(expected)
+            index.add([f"{acknowledged + 1}-{name}" for name in NAMES], video)
+            assert len(index) == 60 * (acknowledged + 2)
+
+
+@pytest.mark.parametrize("left", [0, 40, 500])
+def test_killed_while_writing_a_segment(filled, path, left):
+    """Milvus Lite copies a segment's vectors to a file in place, of which a kill leaves the beginning."""
+    index, text, video = filled
+    index.add([f"more {name}" for name in NAMES], video)
+    index.search(text)
+    index.close()
+    (copy,) = path.rglob("*.idx")
+    copy.write_bytes(copy.read_bytes()[:left])
+    with VideoIndex(path) as again:
+        assert len(again) == 120
+        assert set(again.search(text, 2).ids[0]) == {NAMES[similarity(text, video)[0].argmax()],
+                                                     f"more {NAMES[similarity(text, video)[0].argmax()]}"}  # fmt: skip
+    (data,) = path.rglob("*.parquet")
+    data.write_bytes(data.read_bytes()[:left])
+    with pytest.raises(OSError, match=r"videos\.db: cannot load"):
+        VideoIndex(path)
+
+
+def test_only_one_process_holds_a_file(filled, path):
+    process = python("VideoIndex(sys.argv[1])", path)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "OSError" in errors.splitlines()[-1]
+    assert "most likely another process holds it" in errors.splitlines()[-1]
+    assert "Traceback (most recent call last)" not in errors.split("OSError")[-1]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_read_what_a_server_serves(path):
+    """The same code with an http:// address; Milvus Lite serves its own file."""
+    text, video = some()
+    uri = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(path), "--host", "127.0.0.1"]
+    server = subprocess.Popen([*command, "--port", uri.rsplit(":", 1)[1]], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                index = VideoIndex(uri)
+                break
+            except ConnectionError:
+                time.sleep(0.2)
+        with index:
+            index.add(NAMES, video)
+            readers = [python("check(VideoIndex(sys.argv[1]), text, video, NAMES, 20)\nprint('ok')", uri) for _ in "12"]
+            for reader in readers:
+                out, errors = reader.communicate()
+                assert out == "ok\n", errors
+            check(index, text, video, NAMES, 20)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_a_full_disk(path):
+    """A limit on file sizes stands for it: a clear error, and what was there before is intact."""
+    text, video = some()
+    with VideoIndex(path) as index:
+        index.add(NAMES, video)
+    code = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "with VideoIndex(sys.argv[1]) as index:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "    try:\n"
+        "        for i in range(20):\n"
+        "            index.add([f'{i}-{name}' for name in NAMES], video)\n"
+        "    except OSError as error:\n"
+        "        print('OSError', error)\n"
+        "    print(len(index.search(text, 60, ids=NAMES).ids[0]), len(index.search(text, 60).ids[0]))\n"
+    )
+    out, errors = python(code, path).communicate()
+    assert out.startswith(f"OSError {path}: cannot add: "), (out, errors)
+    assert out.endswith("\n60 60\n"), (out, errors)  # what is there is found nevertheless
+    with VideoIndex(path) as index:
+        found = index.search(text, 60, ids=NAMES)
+        assert sorted(found.ids[0]) == sorted(NAMES)
+        index.add(NAMES, video)
+        index.delete([f"{i}-{name}" for i in range(20) for name in NAMES])
+        check(index, text, video, NAMES, 60)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_path(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="cannot be made there"):
+        VideoIndex(tmp_path / "videos.db")

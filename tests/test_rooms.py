@@ -1,0 +1,34 @@
+"""The rooms of the package: each imports only the rooms below it, and what needs no Towhee imports without it."""
+
+import ast
+
+import pytest
+
+ROOMS = ("base", "model", "features", "retrieval", "training", "hub", "apps")
+"""From the bottom up, in the order of DESIGN's table."""
+
+
+def imported_rooms(path, root):
+    """The rooms that a module's relative imports name, wherever in the module they stand."""
+    package = path.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            yield (*base, *(node.module or "").split("."), *(alias.name for alias in node.names))[0]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_downwards(room, root):
+    below = ROOMS[: ROOMS.index(room) + 1]
+    modules = list((root / room).rglob("*.py"))
+    assert modules
+    for path in modules:
+        assert set(imported_rooms(path, root)) <= set(below), path
+
+
+def test_every_room_is_packaged(root):
+    """A room that pyproject.toml does not name is missing in a wheel."""
+    named = (root / "pyproject.toml").read_text(encoding="utf-8")
+    for path in root.glob("*/**/__init__.py"):
+        if path.relative_to(root).parts[0] in ROOMS:
+            assert f'"collaborative_experts.{".".join(path.relative_to(root).parts[:-1])}"' in named

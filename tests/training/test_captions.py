@@ -1,0 +1,162 @@
+"""Caption files, and token embeddings that are computed once."""
+
+import numpy as np
+import pytest
+
+from collaborative_experts import CaptionedVideos, Features, SentenceEncoder, caption_videos
+from collaborative_experts.training import captions
+from collaborative_experts.training.captions import Captions, embed_tokens, read_captions
+
+CSV = 'video_id,split,caption\n7,train,A dog runs.\n7,train,"Running, a dog"\nx,test,Zwölf Katzen\n'
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text(CSV, encoding="utf-8")
+    return path
+
+
+class Words:
+    """Each word is its length, in every dimension; counts what it is asked for."""
+
+    name, dim = "words", 3
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, sentences):
+        self.asked += len(sentences)
+        return [np.array([[len(word)] * 3 for word in sentence.split()], dtype=np.float32) for sentence in sentences]
+
+
+def test_reads_all_or_a_split(file):
+    assert read_captions(file) == Captions(("7", "7", "x"), ("A dog runs.", "Running, a dog", "Zwölf Katzen"))
+    assert read_captions(file).unique_ids() == ("7", "x")
+    assert read_captions(file, "test").video_ids == ("x",)
+    assert len(read_captions(file, ["train", "test"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "message"),
+    [
+        ("id,caption\n1,a\n", None, "expected the columns video_id, caption; found id, caption"),
+        ("video_id,caption\n1,a\n", "train", "expected the columns video_id, caption, split; found video_id, caption"),
+        ("", None, "expected the columns video_id, caption; found none"),
+        ("video_id,caption\n", None, "expected captions, found none"),
+        (CSV, "val", r"expected captions of split \['val'\], which no row has in its column split, found none"),
+        ("video_id,caption\n1,a\n,b\n", None, "record 2: expected a video_id and a caption"),
+        ("video_id,caption\n1,a\n2\n", None, "record 2: expected a video_id and a caption"),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path, text, split, message):
+    path = tmp_path / "captions.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_captions(path, split)
+
+
+def test_no_file_and_no_text(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"captions: there is no file .*captions\.csv"):
+        read_captions(tmp_path / "captions.csv")
+    (tmp_path / "captions.csv").write_bytes(b"video_id,caption\n1,\xff\xfe\n")
+    with pytest.raises(ValueError, match="expected a CSV file in UTF-8"):
+        read_captions(tmp_path / "captions.csv")
+
+
+def test_tokens_are_padded_cut_and_computed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(captions, "BATCH", 2)
+    words = Words()
+    sentences = ("one three", "a bb ccc dddd", "x", "yy zz", "end")
+    tokens = embed_tokens(sentences, words, tmp_path, max_tokens=3)
+    assert tokens.shape == (5, 3, 3)
+    assert tokens[:, :, 1].tolist() == [[3, 5, 0], [1, 2, 3], [1, 0, 0], [2, 2, 0], [3, 0, 0]]
+    assert isinstance(tokens, np.memmap)
+    assert np.array_equal(embed_tokens(sentences, words, tmp_path, max_tokens=3), tokens)
+    assert words.asked == 5
+    embed_tokens(sentences, words, tmp_path, max_tokens=4)
+    embed_tokens(sentences[:4], words, tmp_path, max_tokens=3)
+    words.name = "other words"
+    embed_tokens(sentences, words, tmp_path, max_tokens=3)
+    assert words.asked == 5 + 5 + 4 + 5
+    for same in (("a\nb",), ("a", "b")):  # a line break is part of a sentence
+        assert len(embed_tokens(same, words, tmp_path, max_tokens=3)) == len(same)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((0, 3)), np.zeros(3), np.zeros((2, 4)), np.full((2, 3), np.nan), np.full((2, 3), 1e6)]
+)
+def test_an_encoder_that_fails_leaves_nothing(tmp_path, wrong):
+    words = Words()
+    good = words(["fine"])[0]
+    monkey = type("Broken", (Words,), {"__call__": lambda self, sentences: [good, wrong]})()
+    with pytest.raises(ValueError, match=r"encoder words, 'bad': expected \(W, 3\) of numbers up to 65504"):
+        embed_tokens(["fine", "bad"], monkey, tmp_path, max_tokens=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_must_be_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        embed_tokens(["a"], Words(), tmp_path / "no", max_tokens=3)
+
+
+# --- captioned videos ---------------------------------------------------------------------------------------
+
+FEATURES = Features(
+    ("x", "y", "7"), {"motion": np.arange(6.0).reshape(3, 2)}, {"motion": np.array([1, 0, 1], dtype=np.int64)}
+)
+
+
+def test_videos_with_their_captions(file, tmp_path):
+    data = caption_videos(FEATURES, read_captions(file), Words(), tmp_path, max_tokens=4)
+    assert data.features.ids == ("7", "x")  # those with captions, in the captions' order
+    assert data.features.experts["motion"].tolist() == [[4, 5], [0, 1]]
+    assert data.targets.tolist() == [0, 0, 1]
+    assert data.tokens[:, :, 0].tolist() == [[1, 3, 5, 0], [8, 1, 3, 0], [5, 6, 0, 0]]
+    part = data[1:]
+    assert (len(part), part.features.ids, part.targets.tolist()) == (1, ("x",), [0])
+    assert np.array_equal(part.tokens, data.tokens[2:])
+
+
+def test_captions_of_unknown_videos(file, tmp_path):
+    with pytest.warns(UserWarning, match="1 of their 2 videos have no features, such as 'x'; they are left out"):
+        data = caption_videos(FEATURES[1:], read_captions(file), Words(), tmp_path)
+    assert (data.features.ids, data.targets.tolist()) == (("7",), [0, 0])
+    with pytest.raises(ValueError, match=r"2 of their 2 videos have no features, such as '7'$"):
+        caption_videos(FEATURES[1:2], read_captions(file), Words(), tmp_path)
+
+
+@pytest.mark.parametrize("sentences", ["a dog", ["a dog", None]])
+def test_sentences_come_in_a_list(sentences):
+    with pytest.raises(TypeError, match=r"expected a list of sentences, such as \['a dog runs'\], got"):
+        SentenceEncoder()(sentences)
+
+
+@pytest.mark.parametrize(
+    ("targets", "tokens", "message"),
+    [
+        ([0, 1], np.zeros((2, 3, 4)), "captions: video '7' has no caption"),
+        ([0, 1, 3], np.zeros((3, 3, 4)), "expected targets from 0 to 2, got others"),
+        ([0, 1, -1], np.zeros((3, 3, 4)), "expected targets from 0 to 2, got others"),
+        ([], np.zeros((0, 3, 4)), "expected targets"),
+        ([0.0, 1.0, 2.0], np.zeros((3, 3, 4)), r"expected targets \(T,\) of integers and tokens \(T, W, dim\)"),
+        ([0, 1, 2], np.zeros((3, 4)), r"got \(3,\) of int64 and \(3, 4\)"),
+        ([0, 1], np.zeros((3, 3, 4)), r"got \(2,\) of int64 and \(3, 3, 4\)"),
+    ],
+)
+def test_captions_that_do_not_fit(targets, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        CaptionedVideos(FEATURES, np.array(targets), tokens)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "uint64"])
+def test_targets_of_any_integer_type(dtype):
+    dataset = CaptionedVideos(FEATURES, np.array([2, 0, 1, 0], dtype=dtype), np.zeros((4, 3, 4)))
+    assert dataset.targets.dtype == np.int64
+    assert dataset[[0]].targets.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("target", [2**32, 2**62, 2**64 - 1])
+def test_targets_beyond_everything_are_refused(target):
+    with pytest.raises(ValueError, match="expected targets from 0 to 2, got others"):
+        CaptionedVideos(FEATURES, np.array([2, 0, 1, target], dtype=np.uint64), np.zeros((4, 3, 4)))

@@ -1,0 +1,438 @@
+"""Training: the losses against loops, runs that can be repeated, interrupted and continued, and clear errors."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import collaborative_experts as package
+from collaborative_experts import CaptionedVideos, CEConfig, Features, TrainingConfig
+from collaborative_experts.model.checkpoint import read_notes
+from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings, similarity
+from collaborative_experts.training import loop as training
+from helpers import QUICK, TRAINABLE, captioned, untrained
+
+
+def losses(result):
+    return [row["loss"] for row in result.history]
+
+
+# --- losses -------------------------------------------------------------------------------------------------
+
+
+def slow_max_margin(scores, margin):
+    size, total = len(scores), 0.0
+    for i in range(size):
+        for j in range(size):
+            if i != j:
+                total += max(0.0, margin + scores[i][j] - scores[i][i]) + max(0.0, margin + scores[j][i] - scores[i][i])
+    return total / (2 * size * (size - 1))
+
+
+def slow_info_nce(scores, temperature):
+    size, total = len(scores), 0.0
+    for i in range(size):
+        for others in ([scores[i][j] for j in range(size)], [scores[j][i] for j in range(size)]):
+            total += math.log(sum(math.exp((x - scores[i][i]) / temperature) for x in others))
+    return total / (2 * size)
+
+
+@pytest.mark.parametrize("size", [2, 3, 17])
+def test_losses_are_those_of_loops(size):
+    scores = torch.rand(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) * 2 - 1
+    for margin in (0.0, training.MARGIN, 0.7):
+        expected = slow_max_margin(scores.tolist(), margin)
+        assert float(training.max_margin(scores, margin)) == pytest.approx(expected, rel=1e-12)
+    for temperature in (0.05, 1.0):
+        expected = slow_info_nce(scores.tolist(), temperature)
+        assert float(training.info_nce(scores, temperature)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_scores_of_a_batch_are_those_of_similarity():
+    generator = torch.Generator().manual_seed(0)
+    text = torch.nn.functional.normalize(torch.randn(7, 3, 5, generator=generator), dim=-1)
+    video = torch.nn.functional.normalize(torch.randn(6, 3, 5, generator=generator), dim=-1)
+    weights = torch.softmax(torch.randn(7, 3, generator=generator), 1)
+    available = torch.rand(6, 3, generator=generator) < 0.6
+    available[0] = False
+    names = ("a", "b", "c")
+    expected = similarity(
+        TextEmbeddings({name: text[:, m] for m, name in enumerate(names)}, weights),
+        VideoEmbeddings({name: video[:, m] for m, name in enumerate(names)}, available),
+    )
+    torch.testing.assert_close(training.batch_scores(text, weights, video, available), expected, rtol=0, atol=1e-6)
+
+
+def test_dropping_experts_leaves_each_video_one():
+    available = torch.tensor([[True, True, False], [False, True, False], [False, False, False]]).repeat(200, 1)
+    kept = training._drop_experts(available, 0.9)
+    assert not (kept & ~available).any()
+    assert torch.equal(kept.any(1), available.any(1))
+    assert (kept != available).any()
+
+
+def test_dropping_features_leaves_padding():
+    config = CEConfig.from_dict(TRAINABLE.to_dict() | {"standardise": True})
+    data = training._Data(captioned(16), config, "data")
+    weights = training.initial_state(config, seed=0) | data.statistics(config)
+    objective = training._Objective(config, TrainingConfig(feature_dropout=0.5), weights)
+    sound = data.features["sound"]
+    dropped = objective._drop_features("sound", sound)
+    padding = (sound == 0).all(-1)
+    assert padding.any()
+    assert (dropped[padding] == 0).all()
+    changed = (dropped != sound)[~padding]
+    assert 0.4 < changed.float().mean() < 0.6
+    assert torch.equal(dropped[~padding][changed], weights["standardise.sound.mean"].expand_as(changed)[changed])
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["infonce", "max_margin"])
+@pytest.mark.parametrize("form", [{"use_ce": ""}, {"use_ce": "pairwise", "mimic_ce_dims": False}])
+def test_overfits_32_videos(tmp_path, loss, form):
+    data = captioned(32, missing=0.2)
+    op = untrained(CEConfig.from_dict(TRAINABLE.to_dict() | form))
+    plain = {"expert_dropout": 0.0, "feature_dropout": 0.0, "weight_decay": 0.0, "average": 0.0}
+    settings = {"epochs": 120, "batch_size": 32, "learning_rate": 1e-2}
+    result = op.train(settings, data, data, folder=str(tmp_path), loss=loss, **plain)
+    assert result.evaluation.text_to_video.r1 == 100
+    assert result.evaluation.video_to_text.r1 == 100
+    assert op.pretrained
+
+
+def test_40_percent_missing_and_what_is_left_in_the_folder(tmp_path):
+    data, validation = captioned(64, missing=0.4), captioned(24, missing=0.4, seed=1)
+    for ind in data.features.ind.values():
+        ind[5] = 0  # one without anything
+    result = untrained().train(QUICK, data, validation, folder=str(tmp_path), epochs=12)
+    assert np.isfinite(losses(result)).all()
+    assert losses(result)[-1] < losses(result)[0]
+    assert result.evaluation.text_to_video.r10 > 2 * 100 * 10 / 24 * 0.7
+    found = {path.name for path in tmp_path.iterdir() if not path.name.startswith("events")}
+    assert found == {"best.safetensors", "last.ckpt", "metrics.csv", "curve.png"}
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 12
+    assert lines[0].startswith("epoch,loss,learning_rate,seconds,video_to_text_r1")
+    assert any(path.name.startswith("events") for path in tmp_path.iterdir())
+    notes = read_notes(result.weights_path)
+    assert notes["training"]["seed"] == 0
+    assert notes["data"]["videos"] == 64
+    assert notes["data"]["videos_with"] == {name: int(x.sum()) for name, x in data.features.ind.items()}
+    assert notes["metrics"]["epoch"] == result.best_epoch
+    assert set(notes["versions"]) == {"torch", "towhee", "towhee.models", "numpy", "python"}
+
+
+def test_what_is_trained_is_an_operator_that_takes_raw_features(tmp_path):
+    data = captioned(64)
+    op = untrained()
+    result = op.train(QUICK, data, data, folder=str(tmp_path / "run"), epochs=15)
+    assert op.config.standardise
+    saved = op.save(tmp_path / "mine.safetensors")
+    again = package.collaborative_experts(weights_path=saved, device="cpu")
+    for one in (op, again):
+        text = one.encode_text(np.asarray(data.tokens, dtype=np.float32))
+        video = one.encode_video(data.features.experts)
+        assert package.evaluate(text, video, data.targets) == result.evaluation
+    assert again.identity == op.identity
+    rows = data.features.experts["motion"]
+    weights = again._open_weights()
+    np.testing.assert_allclose(weights["standardise.motion.mean"], rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(weights["standardise.motion.std"], rows.std(0), rtol=1e-4)
+
+
+def test_an_operator_with_weights_goes_on_from_them(tmp_path):
+    data, other = captioned(64), captioned(64, seed=5)
+    op = untrained()
+    first = op.train(QUICK, data, data, folder=str(tmp_path / "first"), epochs=20)
+    mean = op._open_weights()["standardise.motion.mean"].clone()
+    second = op.train(QUICK, other, data, folder=str(tmp_path / "second"), epochs=1, learning_rate=1e-5)
+    assert losses(second)[0] < 0.5 * losses(first)[0]
+    assert torch.equal(op._open_weights()["standardise.motion.mean"], mean)
+
+
+def test_weights_in_half_precision_are_trained_in_single(tmp_path):
+    data = captioned(16)
+    first = untrained().train(QUICK, data, folder=str(tmp_path / "first"), epochs=1)
+    state = {name: x.half() if x.is_floating_point() else x for name, x in load_file(first.weights_path).items()}
+    torch.save(state, tmp_path / "half.pth")
+    op = package.CollaborativeExperts(replace(TRAINABLE, standardise=True), tmp_path / "half.pth", device="cpu")
+    result = op.train(QUICK, data, folder=str(tmp_path / "second"), epochs=1)
+    assert {x.dtype for x in load_file(result.weights_path).values() if x.is_floating_point()} == {torch.float32}
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path):
+    data = captioned(40, missing=0.2)
+    runs = [
+        untrained().train(QUICK, data, folder=str(tmp_path / str(k)), seed=seed) for k, seed in enumerate((7, 7, 8))
+    ]
+    assert losses(runs[0]) == losses(runs[1])
+    assert losses(runs[0]) != losses(runs[2])
+    first, second, third = (package.collaborative_experts(weights_path=run.weights_path).identity for run in runs)
+    assert first == second != third
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, precision):
+    data, validation = captioned(40, missing=0.3), captioned(16, seed=1)
+    settings = QUICK | {"epochs": 6, "precision": precision}
+    whole = untrained().train(settings, data, validation, folder=str(tmp_path / "whole"))
+    folder = tmp_path / "part"
+    _interrupt(settings, data, validation, folder, epochs=2)
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 2
+    op = untrained()
+    resumed = op.train(settings, data, validation, folder / "last.ckpt", folder=str(folder))
+    np.testing.assert_allclose(losses(resumed), losses(whole), rtol=0, atol=1e-6)
+    for row, expected in zip(resumed.history, whole.history, strict=True):
+        assert row["geometric_mean"] == expected["geometric_mean"]
+    assert op.identity == package.collaborative_experts(weights_path=whole.weights_path).identity
+
+
+def _interrupt(settings, data, validation, folder, epochs):
+    """Train, and stop as Ctrl-C would in the epoch after these."""
+
+    def step(run, *batch):
+        if run.epoch == epochs:
+            raise KeyboardInterrupt
+        return plain(run, *batch)
+
+    plain, op = training._Run._run_step, untrained()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Run, "_run_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            op.train(settings, data, validation, folder=str(folder))
+
+
+def test_resuming_into_another_folder_brings_the_best_weights(tmp_path):
+    data = captioned(16)
+    first = untrained().train(QUICK, data, data, folder=str(tmp_path / "a"))
+    moved = untrained().train(QUICK, data, data, tmp_path / "a" / "last.ckpt", folder=str(tmp_path / "b"))
+    assert moved.weights_path.read_bytes() == first.weights_path.read_bytes()
+    assert moved.history == first.history
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, {tests!r})
+from collaborative_experts.training import loop as training
+from helpers import QUICK, captioned, untrained
+
+plain, saved = torch.save, []
+
+def save(state, path):
+    saved.append(path)
+    if len(saved) < 3:
+        return plain(state, path)
+    plain(state, path)
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = save
+untrained().train(QUICK | {{"epochs": 5}}, captioned(16), captioned(16, seed=1), folder={folder!r})
+"""
+
+
+def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(root, tmp_path):
+    script = tmp_path / "killed.py"
+    folder = tmp_path / "run"
+    script.write_text(KILLED.format(tests=str(root / "tests"), folder=str(folder)))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    assert state["epoch"] == 2
+    package.collaborative_experts(weights_path=folder / "best.safetensors")
+    settings = QUICK | {"epochs": 5}
+    data, validation = captioned(16), captioned(16, seed=1)
+    resumed = untrained().train(settings, data, validation, folder / "last.ckpt", folder=str(folder))
+    whole = untrained().train(settings, data, validation, folder=str(tmp_path / "whole"))
+    np.testing.assert_allclose(losses(resumed), losses(whole), rtol=0, atol=1e-6)
+
+
+def test_patience_ends_a_run_that_does_not_get_better(tmp_path):
+    data, noise = captioned(32), captioned(32, seed=3)
+    noise = CaptionedVideos(noise.features, noise.targets[::-1].copy(), noise.tokens)
+    result = untrained().train(QUICK, data, noise, folder=str(tmp_path), epochs=60, patience=3)
+    assert len(result.history) < 60
+    assert result.best_epoch == len(result.history) - 3
+    best = max(result.history, key=lambda row: row["geometric_mean"])
+    assert best["epoch"] == result.best_epoch
+
+
+def test_the_callers_data_is_not_touched(tmp_path):
+    data = captioned(24, missing=0.3)
+    before = [data.features.experts["motion"].copy(), data.tokens.copy(), data.targets.copy()]
+    before += [x.copy() for x in data.features.experts["sound"] if x is not None]
+    for x in (data.features.experts["motion"], data.tokens, data.targets):
+        x.flags.writeable = False
+    untrained().train(QUICK, data, data, folder=str(tmp_path))
+    after = [data.features.experts["motion"], data.tokens, data.targets]
+    after += [x for x in data.features.experts["sound"] if x is not None]
+    for x, y in zip(before, after, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_gradients_reach_every_parameter_and_no_input(tmp_path):
+    config = CEConfig.from_dict(TRAINABLE.to_dict() | {"text": {"dim": 10, "clusters": 2, "ghost_clusters": 1}})
+    objective = training._Objective(config, TrainingConfig(feature_dropout=0), training.initial_state(config, seed=0))
+    data = training._Data(captioned(16), TRAINABLE, "data")
+    features, available, tokens = data.batch(np.arange(16), np.arange(0, 32, 2))
+    copies = {name: x.clone() for name, x in features.items()}
+    objective(features, available, tokens).backward()
+    assert [name for name, x in objective.named_parameters() if x.grad is None or not x.grad.abs().sum()] == []
+    for name, x in features.items():
+        assert x.grad is None
+        assert torch.equal(x, copies[name])
+
+
+def test_a_missing_expert_gets_no_gradient_from_what_stands_there():
+    """As at inference: nothing that stands in a missing row may change the loss."""
+    objective = training._Objective(
+        TRAINABLE, TrainingConfig(expert_dropout=0, feature_dropout=0), training.initial_state(TRAINABLE, seed=0)
+    )
+    data = training._Data(captioned(16, missing=0.4), TRAINABLE, "data")
+    features, available, tokens = data.batch(np.arange(16), np.arange(0, 32, 2))
+    features = {name: x.clone().requires_grad_() for name, x in features.items()}
+    objective.eval()(features, available, tokens).backward()
+    for m, x in enumerate(features.values()):
+        there = x.grad.flatten(1).abs().sum(1) > 0
+        assert torch.equal(there, available[:, m])
+
+
+DEVICES = """
+import sys
+sys.path.insert(0, {tests!r})
+from helpers import QUICK, captioned, untrained
+
+op = untrained()
+result = op.train(QUICK, captioned(64), captioned(16, seed=1), folder={folder!r}, epochs=30, devices=2, patience=4)
+print("R@10", result.evaluation.text_to_video.r10, len(result.history), result.best_epoch)
+"""
+
+
+def test_two_processes_share_a_batch(root, tmp_path):
+    script = tmp_path / "devices.py"
+    script.write_text(DEVICES.format(tests=str(root / "tests"), folder=str(tmp_path / "run")))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = [line for line in done.stdout.splitlines() if line.startswith("R@10")]
+    assert len(figures) == 2  # one of each process, with the same weights
+    assert figures[0] == figures[1]
+    assert float(figures[0].split()[1]) > 90
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + int(figures[0].split()[2])
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epoch": 3}, ValueError, "training: unknown key 'epoch'; known: folder, loss"),
+        ({"loss": "triplet"}, ValueError, "training: loss: expected one of 'infonce', 'max_margin', got 'triplet'"),
+        ({"precision": "int8"}, ValueError, "training: precision: expected one of 'float32', 'bfloat16', 'float16'"),
+        ({"precision": "float16"}, ValueError, "precision: 'float16' is not for cpu; use 'bfloat16' or 'float32'"),
+        ({"epochs": 0}, ValueError, "training: epochs: expected at least 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "training: epochs: expected an integer, got 1.5"),
+        ({"seed": True}, TypeError, "training: seed: expected an integer, got True"),
+        ({"expert_dropout": 1.0}, ValueError, "training: expert_dropout: expected at least 0 and below 1, got 1.0"),
+        ({"learning_rate": -1}, ValueError, "training: learning_rate: expected at least 1e-12, got -1"),
+        ({"learning_rate": "fast"}, TypeError, "training: learning_rate: expected a number, got 'fast'"),
+        ({"batch_size": 1}, ValueError, "training: batch_size: expected at least 2 and a multiple of 1 devices, got 1"),
+        ({"batch_size": 9, "devices": 2}, ValueError, "expected at least 2 and a multiple of 2 devices, got 9"),
+        ({"batch_size": 64}, ValueError, "training: expected at least batch_size 64 training videos, got 32"),
+        ({"learning_rate": 1e30}, ValueError, r"training: the loss is nan in epoch 1; lower learning_rate"),
+    ],
+)
+def test_settings_that_are_refused(tmp_path, settings, error, message):
+    op = untrained()
+    identity = op.identity
+    with pytest.raises(error, match=message):
+        op.train(QUICK | {"folder": str(tmp_path)}, captioned(), **settings)
+    assert op.identity == identity
+    assert not op.pretrained
+
+
+def _without(data, name):
+    ind = data.features.ind | {name: np.zeros(len(data), dtype=np.int64)}
+    return CaptionedVideos(Features(data.features.ids, data.features.experts, ind), data.targets, data.tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda data: _without(data, "sound"), ValueError, "expert 'sound' is missing in every training video"),
+        (lambda data: data.features, TypeError, "train_dataset: expected CaptionedVideos, got Features"),
+        (
+            lambda data: CaptionedVideos(data.features, data.targets, data.tokens[:, :, :9]),
+            ValueError,
+            "train_dataset: expected tokens of size 10, got 9",
+        ),
+    ],
+)
+def test_data_that_is_refused(tmp_path, change, error, message):
+    with pytest.raises(error, match=message):
+        untrained().train(QUICK, change(captioned()), folder=str(tmp_path))
+
+
+def test_one_side_alone_does_not_train(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        op = package.CollaborativeExperts(TRAINABLE, device="cpu", modality="text")
+    with pytest.raises(ValueError, match="an operator of both sides trains, this one holds the text side only"):
+        op.train(QUICK, captioned(), folder=str(tmp_path))
+    with pytest.raises(TypeError, match="training_config: expected a TrainingConfig or a dict, got str"):
+        untrained().train("run.toml", captioned())
+
+
+def test_checkpoints_that_are_refused(tmp_path):
+    data, folder = captioned(16), tmp_path / "run"
+    untrained().train(QUICK, data, folder=str(folder), epochs=1)
+    checkpoint = folder / "last.ckpt"
+    cases = [
+        ({"seed": 1, "epochs": 9}, data, "this is not the run that it is of: seed is 1, was 0$"),
+        ({}, CaptionedVideos(data.features, data.targets, data.tokens[::-1].copy()), "training data is 16 videos"),
+        ({}, captioned(16, seed=1), "training data is 16 videos with 32 captions .*, was 16 videos with 32 captions"),
+    ]
+    for settings, dataset, message in cases:
+        with pytest.raises(ValueError, match=message):
+            untrained().train(QUICK, dataset, None, checkpoint, folder=str(folder), **settings)
+    with pytest.raises(FileNotFoundError, match="resume_checkpoint_path: there is no file"):
+        untrained().train(QUICK, data, None, folder / "none.ckpt", folder=str(folder))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a complete training checkpoint"):
+        untrained().train(QUICK, data, None, checkpoint, folder=str(folder))
+
+
+def test_without_the_library_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    with pytest.raises(ImportError, match=r"collaborative_experts\[training\]"):
+        untrained().train(QUICK, captioned(), folder=str(tmp_path))
+
+
+def test_settings_as_object_dict_and_words(tmp_path):
+    settings = TrainingConfig(**QUICK, folder=str(tmp_path))
+    assert training.combine(settings, {"seed": 3}) == TrainingConfig(**QUICK, folder=str(tmp_path), seed=3)
+    assert training.combine(None, {}) == TrainingConfig()
+    json.dumps(settings.__dict__)
+
+
+def test_experts_with_a_dot_resume(tmp_path):
+    data = captioned(16)
+    x, ind = data.features.experts["motion"], data.features.ind["motion"]
+    data = CaptionedVideos(Features(data.features.ids, {"i3d.i3d.0": x}, {"i3d.i3d.0": ind}), data.targets, data.tokens)
+    config = CEConfig.from_dict(TRAINABLE.to_dict() | {"experts": {"i3d.i3d.0": 12}})
+    state = torch.get_rng_state()
+    untrained(config).train(QUICK, data, folder=str(tmp_path / "a"))
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers go on as they were
+    result = untrained(config).train(QUICK, data, None, tmp_path / "a" / "last.ckpt", folder=str(tmp_path / "a"))
+    assert len(result.history) == 3
