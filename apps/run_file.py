@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from ..base.config import CEConfig, nearest
+from ..base.checks import check_keys
+from ..base.config import CEConfig
+from ..base.files import replacing
 from ..features.features import config_for, read_features, read_ids
 from ..hub.operator import CollaborativeExperts
-from ..model.checkpoint import replacing
 from ..retrieval.evaluation import Evaluation, evaluate
 from ..training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions
 from ..training.loop import BEST, STATE, TrainingConfig, TrainingResult, combine
@@ -90,9 +91,7 @@ class Run:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: expected TOML: {error}") from error
         known = [entry.name for entry in fields(cls)]
-        for key in content:
-            if key not in known:
-                raise ValueError(f"{path}: unknown key {key!r}{nearest(key, known)}")
+        check_keys(content, known, str(path))
         for key in ("features", "captions"):
             if key not in content:
                 raise ValueError(f"{path}: expected the key {key!r}, got {list(content)}")

@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", message=".*pkg_resources")
 warnings.filterwarnings("ignore", message=".*seeded initial parameters")
 
 from collaborative_experts import MSRVTT, CEConfig  # noqa: E402
-from collaborative_experts.model.kernels import packed_linear  # noqa: E402
+from collaborative_experts.base.linear import packed_linear  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -30,7 +30,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..base.config import CEConfig, nearest
+from ..base.checks import check_unique, nearest, video_id
+from ..base.config import CEConfig
 from ..base.dependencies import extra
 
 ID_NAMES = ("video_id", "ids")
@@ -113,8 +114,8 @@ def iter_features(
             name: stack.enter_context(_open(path, name)) for name, path in _find_files(files, config, stack).items()
         }
         readers = [_Reader(name, source, config) for name, source in sources.items()]
-        wanted = _all_ids(sources) if ids is None else tuple(map(_as_id, ids))
-        _check_unique(wanted, "ids")
+        wanted = _all_ids(sources) if ids is None else tuple(map(video_id, ids))
+        check_unique(wanted, "ids")
         with tqdm(total=len(wanted), unit=" videos", desc="features", leave=False) as progress:
             for start in range(0, max(len(wanted), 1), batch_size):
                 batch = wanted[start : start + batch_size]
@@ -238,7 +239,7 @@ class _Reader:
 
     def __init__(self, name: str, source: _Source, config: CEConfig | None) -> None:
         self.name, self._source = name, source
-        _check_unique(source.ids, str(source.path))
+        check_unique(source.ids, str(source.path))
         self._position = {video: row for row, video in enumerate(source.ids)}
         expert = next((e for e in config.experts if e.name == name), None) if config else None
         self._sequence, self._dim = (expert.variable, expert.dim) if expert else self._guess()
@@ -313,21 +314,6 @@ def _there(x: np.ndarray | list[np.ndarray | None]) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return (~np.isnan(x).any(axis=1) & (x.shape[1] > 0)).astype(np.int64)
     return np.array([row is not None for row in x], dtype=np.int64)
-
-
-def _as_id(video: Any) -> str:
-    if isinstance(video, bytes):
-        return video.decode("utf-8")
-    if isinstance(video, bool | np.bool_) or not isinstance(video, str | int | np.integer):
-        raise TypeError(f"ids: expected text or integers, got {video!r}")
-    return str(video)
-
-
-def _check_unique(ids: Sequence[str], where: str) -> None:
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(video for video in ids if video in seen or seen.add(video))
-        raise ValueError(f"{where}: expected each video once, got {twice!r} twice")
 
 
 def _join(parts: list[Features]) -> Features:
@@ -435,7 +421,7 @@ def _from_arrays(path: Path, arrays: Any, expert: str) -> _Source:
     if name is None:
         raise ValueError(f"{path}: expected an array {expert!r} or 'features' beside {id_name!r}, got {list(arrays)}")
     with _reading(path):
-        ids = tuple(_as_id(video) for video in arrays[id_name][()].tolist())
+        ids = tuple(video_id(video) for video in arrays[id_name][()].tolist())
         array = arrays[name]
     return _table(path, ids, array)
 
@@ -460,7 +446,7 @@ def _from_npy(path: Path, array: np.ndarray, expert: str) -> _Source:
             ids = tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
     elif binary.is_file():
         with _reading(binary):
-            ids = tuple(_as_id(video) for video in np.load(binary, allow_pickle=False).tolist())
+            ids = tuple(video_id(video) for video in np.load(binary, allow_pickle=False).tolist())
     else:
         raise FileNotFoundError(f"{path}: expected its ids in {text.name} (one a line) or {binary.name}, found neither")
     return _table(path, ids, array)
@@ -478,7 +464,7 @@ class _Parquet:
             raise ValueError(f"{path}: expected the columns video_id or ids, and {expert!r} or 'features'; got {names}")
         self._column = column
         with _reading(path):
-            self.ids = tuple(_as_id(video) for video in file.read([id_name])[id_name].to_pylist())
+            self.ids = tuple(video_id(video) for video in file.read([id_name])[id_name].to_pylist())
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self._ends = np.cumsum(sizes, dtype=int)
         self._held: tuple[int, Any] = (-1, None)
@@ -565,8 +551,8 @@ def _pickle(path: Path) -> Iterator[Any]:
 def _from_pickle(path: Path, content: Any, expert: str) -> _Source:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict {{video id: array}}, got {type(content).__name__}")
-    keys = [(_as_id(key), key) for key in content]
-    _check_unique([name for name, _ in keys], str(path))
+    keys = [(video_id(key), key) for key in content]
+    check_unique([name for name, _ in keys], str(path))
     return _ByVideo(path, dict(keys), _Values(content))
 
 

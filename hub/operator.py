@@ -15,7 +15,9 @@ from torch import Tensor
 from towhee import register
 from towhee.operator import NNOperator, SharedType
 
+from ..base.checks import check_choice
 from ..base.config import MSRVTT, CEConfig
+from ..base.files import replacing
 from ..model import checkpoint, inputs
 from ..model.cenet import CEModel, Modality, initial_state, meta_model
 from ..model.engine import Engine, check_dtype, supports
@@ -59,8 +61,8 @@ class CollaborativeExperts(NNOperator):
         dtype: str = "float32",
     ) -> None:
         super().__init__()
-        _check_choice("modality", modality, (None, "video", "text"))
-        _check_choice("output", output, ("experts", "vector", "embeddings"))
+        check_choice(modality, (None, "video", "text"), "modality")
+        check_choice(output, ("experts", "vector", "embeddings"), "output")
         self.modality, self.output, self.dtype = modality, output, dtype
         self.device = resolve_device(device, self._device_id)
         if isinstance(config, str | Path) and Path(config).suffix in checkpoint.SUFFIXES:
@@ -173,14 +175,14 @@ class CollaborativeExperts(NNOperator):
 
         Without `path`, a file `saved/<format>/collaborative_experts.*` in the working directory.
         """
-        _check_choice("format", format, self.supported_formats)
+        check_choice(format, self.supported_formats, "format")
         suffix = ".safetensors" if format == "safetensors" else ".pth"
         if path is None:
             path = Path("saved", format, "collaborative_experts" + suffix)
             path.parent.mkdir(parents=True, exist_ok=True)
         if format == "safetensors":
             return self.save(path)
-        with checkpoint.replacing(Path(path)) as temporary:
+        with replacing(Path(path)) as temporary:
             torch.save(dict(self._open_weights()), temporary)
         return Path(path)
 
@@ -359,8 +361,3 @@ def _converter(numpy: bool, single: bool) -> Callable[[Tensor], Array]:
         return x.cpu().numpy() if numpy else x
 
     return convert
-
-
-def _check_choice(name: str, value: object, choices: tuple | list) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

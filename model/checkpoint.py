@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.config import CEConfig
+from ..base.files import replacing
 
 CONFIG_KEY = "collaborative_experts.config"
 """Where a safetensors file keeps its config, as JSON, in its metadata."""
@@ -212,19 +212,6 @@ def _unshared(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors[name] = tensor.clone() if storage in storages else tensor.contiguous()
         storages.add(storage)
     return tensors
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well and is gone otherwise."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _existing_file(path: str | Path) -> Path:

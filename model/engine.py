@@ -11,16 +11,17 @@ MoEE and its variant with reduced dimensions share the same code without pairs. 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 import torch
 from torch import Tensor
 
 from ..base.config import CEConfig
+from ..base.linear import Int8Rows, int8_rows, spare_rows
+from ..base.slices import even_slices
 from .cenet import Modality
 from .graphs import Graphs
-from .kernels import Int8Rows, Parameters, Pooling, fold, int8_rows, normalise, spare_rows
+from .kernels import Parameters, Pooling, fold, normalise
 from .pairs import AllPairs, AvailablePairs, Pairs
 
 CHUNK = 256
@@ -101,7 +102,7 @@ class VideoEngine:
         """Features (B, dim) or (B, N, dim), availability (B, M) bool -> {expert: (B, D)} float32."""
         size = len(available)
         embds = {name: available.new_empty(size, dim, dtype=torch.float32) for name, dim in self._dims.items()}
-        for rows in _even_slices(size, GPU_CHUNK if self._graphs else CHUNK):
+        for rows in even_slices(size, GPU_CHUNK if self._graphs else CHUNK):
             chunk = available[rows], *(features[name][rows] for name in embds)
             parts = self._graphs(self.embed_masked, *chunk) if self._graphs else self._embed_available(*chunk)
             for embd, part in zip(embds.values(), parts, strict=True):
@@ -206,7 +207,7 @@ class TextEngine:
         size, dims = len(tokens), self._dims
         embds = {name: tokens.new_empty(size, dim, dtype=torch.float32) for name, dim in dims.items()}
         weights = tokens.new_empty(size, len(dims), dtype=torch.float32)
-        for rows in _even_slices(size, GPU_CHUNK if self._graphs else CHUNK):
+        for rows in even_slices(size, GPU_CHUNK if self._graphs else CHUNK):
             parts = self._graphs(self.embed, tokens[rows]) if self._graphs else self.embed(tokens[rows])
             for whole, part in zip((*embds.values(), weights), parts, strict=True):
                 whole[rows] = part
@@ -237,10 +238,3 @@ class _TextExpert:
     def __call__(self, pooled: Tensor | Int8Rows) -> Tensor:
         y = self._first(pooled)
         return normalise(self._gate(y).sigmoid_().mul_(y).float())
-
-
-def _even_slices(size: int, most: int) -> Iterator[slice]:
-    """Slices of nearly equal length, at most `most`: a last chunk of one row would cost as much as a full one."""
-    count = math.ceil(size / most)
-    for k in range(count):
-        yield slice(size * k // count, size * (k + 1) // count)

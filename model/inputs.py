@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.config import CEConfig, ExpertConfig, TextConfig, nearest
+from ..base.checks import nearest
+from ..base.config import CEConfig, ExpertConfig, TextConfig
 
 LARGEST = 1e15
 """Features beyond this are refused: their squares, which every normalisation sums, overflow float32."""

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.config import CEConfig
-from .kernels import Parameters, fold, negated_mish, spare_rows
+from ..base.linear import spare_rows
+from .kernels import Parameters, fold, negated_mish
 
 
 class Pairs:

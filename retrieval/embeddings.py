@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..base.dependencies import extra
-from ..model.kernels import packed_linear
+from ..base.linear import packed_linear
+from ..base.slices import slices
 
 Array = Tensor | np.ndarray
 """A torch tensor or a NumPy array; every function returns the type it was given."""
@@ -266,13 +267,13 @@ def _tiles(text: TextEmbeddings, video: VideoEmbeddings) -> Iterator[tuple[slice
     """Tiles of scores of batches of tensors, on the texts' device. No copy of the embeddings is made but of the
     texts of a tile: a missing expert is masked in its scores, of which there are fewer numbers."""
     device = text.weights.device
-    for rows in _slices(len(text), TEXTS):
+    for rows in slices(len(text), TEXTS):
         weights = text.weights[rows].float()
         layers = [
             packed_linear(embd[rows] * weights[:, m, None], None, torch.float32, device)
             for m, embd in enumerate(text.embds.values())
         ]
-        for columns in _slices(len(video), VIDEOS):
+        for columns in slices(len(video), VIDEOS):
             available = video.available[columns].to(device)
             tile = weights.new_zeros(len(available), len(weights))
             for layer, embd, there in zip(layers, video.embds.values(), available.unbind(1), strict=True):
@@ -280,10 +281,6 @@ def _tiles(text: TextEmbeddings, video: VideoEmbeddings) -> Iterator[tuple[slice
                 tile += product if bool(there.all()) else product.masked_fill_(~there[:, None], 0)
             total = available.to(tile.dtype) @ weights.T
             yield rows, columns, tile.div_(total.masked_fill_(total == 0, 1)).T
-
-
-def _slices(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def _batch(x: Any) -> Any:

@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra
+from ..base.slices import slices
 from .embeddings import TextEmbeddings, VideoEmbeddings
 
 LONGEST_ID = 512
@@ -449,20 +451,13 @@ def _reporting(uri: str, what: str) -> Iterator[None]:
 
 
 def _check_ids(ids: Sequence[Any]) -> list[str]:
-    names = []
-    for video in ids:
-        if isinstance(video, bool | np.bool_) or not isinstance(video, str | int | np.integer):
-            raise TypeError(f"ids: expected text or integers, got {video!r}")
-        name = str(video)
+    names = [video_id(video) for video in ids]
+    for name in names:
         if not 1 <= len(name.encode()) <= LONGEST_ID:
             raise ValueError(
                 f"ids: expected 1 to {LONGEST_ID} bytes of UTF-8, got {len(name.encode())} ({name[:40]!r})"
             )
-        names.append(name)
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))
-        raise ValueError(f"ids: expected each video once, got {twice!r} twice")
+    check_unique(names, "ids")
     return names
 
 
@@ -505,5 +500,4 @@ def _numpy(x: Any) -> np.ndarray:
 
 
 def _batches(count: int, bytes_each: int) -> Iterator[slice]:
-    step = max(1, MESSAGE // bytes_each)
-    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+    return slices(count, max(1, MESSAGE // bytes_each))

@@ -1,6 +1,8 @@
 """The rooms of the package: each imports only the rooms below it, and what needs no Towhee imports without it."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -32,3 +34,21 @@ def test_every_room_is_packaged(root):
     for path in root.glob("*/**/__init__.py"):
         if path.relative_to(root).parts[0] in ROOMS:
             assert f'"collaborative_experts.{".".join(path.relative_to(root).parts[:-1])}"' in named
+
+
+WITHOUT_TOWHEE = """
+import sys, types
+sys.modules["towhee"] = None
+package = types.ModuleType("collaborative_experts")
+package.__path__ = [sys.argv[1]]
+sys.modules["collaborative_experts"] = package
+import collaborative_experts.retrieval.evaluation
+import collaborative_experts.retrieval.embeddings
+"""
+
+
+def test_pure_retrieval_needs_no_towhee(root, tmp_path):
+    """Scores and figures import where there is no Towhee; the package's own __init__ registers the operator."""
+    command = [sys.executable, "-c", WITHOUT_TOWHEE, str(root)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

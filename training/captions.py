@@ -20,8 +20,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from ..base.dependencies import extra
+from ..base.files import replacing
 from ..features.features import Features
-from ..model.checkpoint import replacing
 
 LARGEST = float(np.finfo(np.float16).max)
 """Token embeddings are kept in half precision."""

@@ -32,9 +32,11 @@ from torch import Tensor, nn
 
 from ..base.config import CEConfig
 from ..base.dependencies import extra
+from ..base.files import replacing
+from ..base.slices import slices
 from ..model import inputs
 from ..model.cenet import CEModel, initial_state, meta_model
-from ..model.checkpoint import read_weights, replacing, write_weights
+from ..model.checkpoint import read_weights, write_weights
 from ..retrieval.embeddings import TextEmbeddings, VideoEmbeddings
 from ..retrieval.evaluation import Evaluation, evaluate
 from .captions import CaptionedVideos
@@ -219,7 +221,7 @@ class _Data:
         for name, x in self.features.items():
             digest.update(name.encode())
             digest.update(x.contiguous().numpy())
-        for rows in _chunks(len(self.tokens)):
+        for rows in slices(len(self.tokens), EVALUATION_CHUNK):
             digest.update(np.ascontiguousarray(self.tokens[rows]))
         return f"{len(self)} videos with {len(self.tokens)} captions (hash {digest.hexdigest()[:8]})"
 
@@ -577,21 +579,17 @@ def embed(model: CEModel, data: _Data) -> tuple[TextEmbeddings, VideoEmbeddings,
             model.encode_video(
                 {name: data.features[name][rows].to(device) for name in names}, data.available[rows].to(device)
             )
-            for rows in _chunks(len(data))
+            for rows in slices(len(data), EVALUATION_CHUNK)
         ]
         texts = [
             model.encode_text(torch.from_numpy(np.asarray(data.tokens[rows], dtype=np.float32)).to(device))
-            for rows in _chunks(len(data.tokens))
+            for rows in slices(len(data.tokens), EVALUATION_CHUNK)
         ]
     text = TextEmbeddings(
         {name: torch.cat([embds[name] for embds, _ in texts]) for name in names}, torch.cat([w for _, w in texts])
     )
     video = VideoEmbeddings({name: torch.cat([embds[name] for embds in videos]) for name in names}, data.available)
     return text, video, data.targets
-
-
-def _chunks(size: int) -> Iterator[slice]:
-    return (slice(start, start + EVALUATION_CHUNK) for start in range(0, size, EVALUATION_CHUNK))
 
 
 _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}

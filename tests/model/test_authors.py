@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from collaborative_experts import CEConfig, CollaborativeExperts, similarity
 from collaborative_experts.__main__ import main
-from collaborative_experts.base.config import MSRVTT, TEXT_DIMS
+from collaborative_experts.base.config import MSRVTT
+from collaborative_experts.base.foreign_configs import TEXT_DIMS
 from helpers import cenet, largest_difference, random_inputs, run_cenet
 
 EMBED = {"temporal": "avg", "type": "embed", "fps": 25, "aggregate": "concat", "aggregate-axis": 1, "offset": 0}

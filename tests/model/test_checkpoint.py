@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from collaborative_experts import CollaborativeExperts
+from collaborative_experts.base.files import replacing
 from collaborative_experts.model.cenet import initial_state
-from collaborative_experts.model.checkpoint import read_config, replacing, write_weights
+from collaborative_experts.model.checkpoint import read_config, write_weights
 from helpers import SMALL, cenet, largest_difference, random_inputs
 
 

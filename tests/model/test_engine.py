@@ -13,17 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collaborative_experts import CEConfig, CollaborativeExperts, ExpertConfig, TextConfig, similarity
+from collaborative_experts.base.linear import FEWEST_ROWS, int8_linear, int8_rows, packed_linear, spare_rows
 from collaborative_experts.model.cenet import CEModel, initial_state, meta_model
 from collaborative_experts.model.engine import CHUNK, Engine, check_dtype, supports
 from collaborative_experts.model.graphs import MOST_GRAPHS
-from collaborative_experts.model.kernels import (
-    FEWEST_ROWS,
-    int8_linear,
-    int8_rows,
-    negated_mish,
-    packed_linear,
-    spare_rows,
-)
+from collaborative_experts.model.kernels import negated_mish
 from helpers import SMALL, cenet, largest_difference, random_inputs
 
 CPU = torch.device("cpu")

@@ -1,0 +1,62 @@
+"""Checks of single values that a caller passed; each raises TypeError or ValueError with expected and found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for a misspelt name, else the list of known ones."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(repr, known))}"
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise ValueError for a key that is not known, with the nearest one that is."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+
+
+def check_size(value: object, where: str, least: int = 1) -> None:
+    """Raise TypeError or ValueError unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{where}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{where}: expected at least {least}, got {value}")
+
+
+def check_mapping(value: object, where: str) -> Mapping[str, Any]:
+    """The value, or TypeError unless it is a dict."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where}: expected a dict, got {type(value).__name__}")
+    return value
+
+
+def check_choice(value: object, choices: Collection[object], where: str) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if not isinstance(value, str | None) or value not in choices:
+        raise ValueError(f"{where}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def video_id(value: object) -> str:
+    """The id of a video as text; integers count as their decimal digits. Raises TypeError for anything else."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | np.integer):
+        raise TypeError(f"ids: expected text or integers, got {value!r}")
+    return str(value)
+
+
+def check_unique(ids: Sequence[str], where: str) -> None:
+    """Raise ValueError where an id stands twice, naming it."""
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(video for video in ids if video in seen or seen.add(video))
+        raise ValueError(f"{where}: expected each video once, got {twice!r} twice")
