@@ -53,4 +53,6 @@ $(VENV)/installed: requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@# mypy looks for packages by their folder's name, which is the clone's.
+	mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/collaborative_experts
 	touch $@
