@@ -18,7 +18,8 @@ with warnings.catch_warnings():
 # All submodules before the factory: importing the submodule of the same name later would replace it.
 from .base.config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402
 from .collaborative_experts import CollaborativeExperts  # noqa: E402
-from .features.features import Features, config_for, iter_features, read_features  # noqa: E402
+from .features.features import Features, iter_features, read_features  # noqa: E402
+from .features.suggest import config_for  # noqa: E402
 from .retrieval.embeddings import (  # noqa: E402
     Explanation,
     ModelIdentity,

@@ -32,7 +32,8 @@ import numpy as np
 from ..base.checks import check_keys
 from ..base.config import CEConfig
 from ..base.files import replacing
-from ..features.features import config_for, read_features, read_ids
+from ..features.features import read_features, read_ids
+from ..features.suggest import config_for
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.evaluation import Evaluation, evaluate
 from ..training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions

@@ -27,9 +27,15 @@ from common import machine, resident
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from towhee.models.collaborative_experts import CENet
 
-from collaborative_experts import CaptionedVideos, CEConfig, CollaborativeExperts, TrainingConfig
+from collaborative_experts import (
+    CaptionedVideos,
+    CEConfig,
+    CollaborativeExperts,
+    TrainingConfig,
+    config_for,
+    read_features,
+)
 from collaborative_experts.apps.run_file import MODEL, TEXT, ablate
-from collaborative_experts.features.features import config_for, read_features
 from collaborative_experts.retrieval.evaluation import evaluate_scores
 from collaborative_experts.training.captions import SentenceEncoder, caption_videos, read_captions
 from collaborative_experts.training.loop import _Data, max_margin, train

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collaborative_experts import CEConfig, Features, iter_features, read_features
-from collaborative_experts.features import features as module
+from collaborative_experts.features.formats import FORMATS as READ
 from collaborative_experts.model.inputs import clean_video
 
 IDS = ("v1", "7", "v3", "ü4")
@@ -327,7 +327,7 @@ def test_real_features(root):
 
 
 def test_every_suffix_is_tested():
-    assert {f".{layout.replace(',', ' ').split()[0]}" for layout in FORMATS} == set(module._SUFFIXES) - {".hdf5"}
+    assert {f".{layout.replace(',', ' ').split()[0]}" for layout in FORMATS} == set(READ) - {".hdf5"}
 
 
 def test_what_newcomers_do(tmp_path):

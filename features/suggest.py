@@ -1,0 +1,54 @@
+"""A model's config from the features that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..base.checks import check_mapping
+from ..base.config import CEConfig
+from .features import Features
+
+CLUSTERS = 8
+MAX_TOKENS = 50
+
+
+def config_for(
+    features: Features,
+    text: Mapping[str, object],
+    experts: Mapping[str, Mapping[str, object]] | None = None,
+    **choices: object,
+) -> CEConfig:
+    """A config with every expert of these features and its dimension.
+
+    A token sequence gets 8 clusters. It is padded and cut to the length of its longest video, and to 50 tokens at most.
+
+    Args:
+        text: the text side, as in the short form of a config: {"dim": 384, ...}.
+        experts: {name: {...}}, settings of an expert that replace those made here.
+        choices: the rest of the short form, such as `shared_dim=512`.
+
+    Raises:
+        TypeError, ValueError: as `CEConfig.from_dict`; also for an expert that no video has, or settings of an expert
+            without features.
+    """
+    settings = dict(check_mapping({} if experts is None else experts, "config: experts"))
+    found = {}
+    for name in features.experts:
+        changes = check_mapping(settings.pop(name, {}), f"config: experts[{name!r}]")
+        found[name] = _expert_settings(features, name) | dict(changes)
+    if settings:
+        raise ValueError(f"config: experts: there are no features of {', '.join(map(repr, settings))}")
+    if len(found) == 1:
+        choices = {"use_ce": ""} | choices  # a single expert has no other to collaborate with
+    return CEConfig.from_dict({"experts": found, "text": dict(text), **choices})
+
+
+def _expert_settings(features: Features, name: str) -> dict[str, object]:
+    if not features.ind[name].any():
+        raise ValueError(f"features: expert {name!r} is missing in every video; leave it out, or mend its ids")
+    x = features.experts[name]
+    if not isinstance(x, list):
+        return {"dim": int(x.shape[1])}
+    sequences = [tokens for tokens in x if tokens is not None]
+    longest = max(map(len, sequences))
+    return {"dim": int(sequences[0].shape[1]), "clusters": CLUSTERS, "max_tokens": min(longest, MAX_TOKENS)}
