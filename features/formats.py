@@ -163,7 +163,7 @@ def _table_of(path: Path, arrays: Any, expert: str, id_name: str) -> Source:
             f"{path}: expected an array {expert!r} or {TABLE_NAME!r} beside {id_name!r}, got {list(arrays)}"
         )
     with reading(path):
-        ids = _to_ids(arrays[id_name][()].tolist())
+        ids = _column_of_ids(path, arrays[id_name][()])
         array = arrays[name]
     return _Table(path, ids, array)
 
@@ -189,6 +189,12 @@ def _check_not_a_table(path: Path, arrays: Any, expert: str) -> None:
 
 def _name_of_ids(names: Any) -> str | None:
     return next((name for name in ID_NAMES if name in names), None)
+
+
+def _column_of_ids(path: Path, values: np.ndarray) -> tuple[str, ...]:
+    if np.ndim(values) != 1:
+        raise FeatureFileError(f"{path}: expected one id a row, got an array of shape {np.shape(values)}")
+    return _to_ids(values.tolist())
 
 
 def _to_ids(values: Iterable[object]) -> tuple[str, ...]:
@@ -230,7 +236,7 @@ def _ids_beside(path: Path) -> tuple[str, ...]:
             return tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
     if binary.is_file():
         with reading(binary):
-            return _to_ids(np.load(binary, allow_pickle=False).tolist())
+            return _column_of_ids(binary, np.load(binary, allow_pickle=False))
     raise FileNotFoundError(
         f"{path}: expected its ids in {text.name} (one a line) or {binary.name}, found neither; "
         "a folder of ID.npy, one a video, is passed as {expert: folder}"
@@ -290,7 +296,8 @@ def _open_hdf5(path: Path, expert: str) -> Iterator[Source]:
 def _names_of_datasets(group: Any) -> Iterator[str]:
     """The paths of all datasets below a group: an id with a slash lies in a group of its own."""
     h5o = extra("h5py", "features").h5o
-    seen = set()
+    start = h5o.get_info(group.id)
+    seen = {(start.fileno, start.addr)}
     waiting = [(group, "")]
     while waiting:
         parent, prefix = waiting.pop()

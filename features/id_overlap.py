@@ -50,7 +50,8 @@ def _check(name: str, ids: Sequence[str], others: Mapping[str, Sequence[str]]) -
     shared, smaller = len(unique & known), min(len(unique), len(known))
     if shared >= HARDLY_ANY * smaller:
         return
-    a, b, cause = _find_spelling(unique - known, known - unique) or (min(unique - known), min(known - unique), "")
+    strangers, other_strangers = sorted(unique - known), sorted(known - unique)
+    a, b, cause = _find_spelling(strangers, other_strangers) or (strangers[0], other_strangers[0], "")
     other = next(other for other, other_ids in others.items() if b in other_ids)
     both = f"{name} and {other}{' and the other files' if len(others) > 1 else ''}"
     examples = f"such as {a!r} in the first and {b!r} in the second{cause}"

@@ -1,9 +1,12 @@
 """The reference: towhee.models' CENet itself, in float64, given what it wants (NaN in missing rows, a fresh copy)."""
 
 import copy
+import csv
+import pickle
 import warnings
 
 import numpy as np
+import pytest
 import torch
 from towhee.models.collaborative_experts import CENet
 
@@ -169,3 +172,56 @@ def untrained(config=TRAINABLE):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*seeded initial parameters")
         return CollaborativeExperts(config, device="cpu")
+
+
+def write_features(folder, layout, name, ids, rows):
+    """Write rows (an array, or a list of arrays) in a layout such as "npz by video"; returns the file's path."""
+    suffix = layout.replace(",", " ").split()[0]
+    path = folder / (name if suffix == "folder" else f"{name}.{suffix}")
+    by_video = dict(zip(ids, rows, strict=True))
+    if layout == "npz":
+        np.savez(path, video_id=np.array(ids), **{name: rows})
+    elif layout == "npz by video":
+        np.savez(path, **by_video)
+    elif layout == "folder":
+        path.mkdir()
+        for video, row in by_video.items():
+            np.save(path / f"{video}.npy", row)
+    elif layout.startswith("npy"):
+        np.save(path, rows)
+        if layout == "npy":
+            path.with_suffix(".ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+        else:
+            np.save(path.with_suffix(".ids.npy"), np.array(ids))
+    elif layout.startswith("h5"):
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            group = file.create_group(name) if layout.endswith("group") else file
+            if layout in ("h5", "h5, table in a group"):
+                group["ids"], group["features"] = list(ids), rows
+            for video, row in by_video.items() if " by " in layout else ():
+                group[video] = row
+    elif layout == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = pyarrow.table({"video_id": list(ids), name: [None if x is None else x.tolist() for x in rows]})
+        parquet.write_table(table, path, row_group_size=2)
+    elif layout == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["video_id", *range(rows.shape[1])])
+            writer.writerows([video, *row] for video, row in by_video.items())
+    elif layout.startswith("pt"):
+        tensors = {video: torch.from_numpy(row) for video, row in by_video.items()}
+        table = {"video_id": list(ids), name: torch.as_tensor(rows)} if layout in ("pt", "pth") else tensors
+        torch.save(table, path)
+    else:
+        path.write_bytes(pickle.dumps(by_video, protocol=5 if layout == "pkl" else 2))
+    return path
+
+
+def same_features(a, b):
+    """True where both are equal arrays, NaN included, or lists of equal arrays and None."""
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b, equal_nan=True)
+    return all((x is None) == (y is None) and (x is None or np.array_equal(x, y)) for x, y in zip(a, b, strict=True))

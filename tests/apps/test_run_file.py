@@ -136,8 +136,8 @@ def test_ids_that_nothing_has(folder, capsys):
     (folder / "captions.csv").write_text(text)
     assert main(["train", str(folder / "run.toml")]) == 1
     error = capsys.readouterr().err
-    assert "none of its 48 videos, such as 'clip 0', has features; in " in error
-    assert "the ids are such as ('video0',)" in error
+    assert "the ids asked for and " in error
+    assert "share no ids, such as 'clip 0' in the first and 'video0' in the second" in error
 
 
 @pytest.mark.parametrize(
