@@ -126,7 +126,7 @@ def iter_features(
         readers = [ExpertReader(name, source, _expert(config, name)) for name, source in sources.items()]
         ids_of_files = {f"{source.path}, {name!r},": source.ids for name, source in sources.items()}
         check_files(ids_of_files)
-        wanted = _all_ids(sources) if ids is None else tuple(map(video_id, ids))
+        wanted = _all_ids(sources) if ids is None else _to_ids(ids)
         check_unique(wanted, "ids")
         check_request(wanted, ids_of_files)
         with tqdm(total=len(wanted), unit=" videos", desc="features", leave=False) as progress:
@@ -194,6 +194,12 @@ def _belongs_to_npy(path: Path) -> bool:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------
+
+
+def _to_ids(ids: VideoIds) -> tuple[str, ...]:
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"ids: expected a list of ids, got {ids!r}")
+    return tuple(map(video_id, ids))
 
 
 def _all_ids(sources: Mapping[str, Source]) -> tuple[str, ...]:

@@ -157,19 +157,19 @@ def _from_arrays(path: Path, arrays: Any, expert: str) -> Source:
 
 
 def _table_of(path: Path, arrays: Any, expert: str, id_name: str) -> Source:
-    name = next((name for name in (expert, TABLE_NAME) if name in arrays), None)
-    if name is None:
-        raise FeatureFileError(
-            f"{path}: expected an array {expert!r} or {TABLE_NAME!r} beside {id_name!r}, got {list(arrays)}"
-        )
     with reading(path):
+        name = next((name for name in (expert, TABLE_NAME) if name in arrays), None)
+        if name is None:
+            raise FeatureFileError(
+                f"{path}: expected an array {expert!r} or {TABLE_NAME!r} beside {id_name!r}, got {list(arrays)}"
+            )
         ids = _column_of_ids(path, arrays[id_name][()])
         array = arrays[name]
     return _Table(path, ids, array)
 
 
 def _check_not_a_table(path: Path, arrays: Any, expert: str) -> None:
-    """Refuse arrays without ids that would be taken for videos, but rather are a table whose ids are left out."""
+    """Refuse arrays that look like a table without its ids, and would be read as videos."""
     names = list(arrays)
     if "arr_0" in names:
         raise FeatureFileError(
@@ -359,12 +359,7 @@ def _open_csv(path: Path, expert: str) -> Iterator[Source]:
     arrow, arrow_csv = extra("pyarrow", "features"), extra("pyarrow.csv", "features")
     with reading(path), path.open(newline="", encoding="utf-8-sig") as file:
         columns = next(csv.reader(file), [])
-    id_name = _name_of_ids(columns)
-    if id_name is None or len(columns) < 2:
-        raise FeatureFileError(
-            f"{path}: expected a column of ids ({' or '.join(ID_NAMES)}), the others being the vector; "
-            f"got {', '.join(columns[:4]) or 'no columns'}"
-        )
+    id_name = _check_columns(path, columns)
     types = dict.fromkeys(columns, arrow.float32()) | {id_name: arrow.string()}
     at = columns.index(id_name)
     ids: list[str] = []
@@ -380,6 +375,22 @@ def _open_csv(path: Path, expert: str) -> Iterator[Source]:
             numbers = [batch.column(i).to_numpy(zero_copy_only=False) for i in range(len(columns)) if i != at]
             parts.append(np.stack(numbers, axis=1))
     yield _Table(path, tuple(ids), np.concatenate(parts))
+
+
+def _check_columns(path: Path, columns: list[str]) -> str:
+    """The name of the column of ids, or ValueError unless the others can be a vector."""
+    id_names = [name for name in columns if name in ID_NAMES]
+    if len(id_names) != 1 or len(columns) < 2:
+        raise FeatureFileError(
+            f"{path}: expected one column of ids ({' or '.join(ID_NAMES)}), the others being the vector; "
+            f"got {', '.join(columns[:4]) or 'no columns'}"
+        )
+    if "" in columns:
+        raise FeatureFileError(
+            f"{path}: expected a name for every column, got none for column {columns.index('') + 1}; "
+            "pandas writes its row numbers so, unless to_csv is given index=False"
+        )
+    return id_names[0]
 
 
 # --- pickles and PyTorch files ----------------------------------------------------------------------------

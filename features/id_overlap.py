@@ -1,7 +1,7 @@
-"""Ids that do not meet: `7` in one file and `0007` in another are two videos to a program, and one to a person.
+"""Checks that feature files share ids with each other and with the ids that are asked for.
 
-Files of different experts describe the same videos, so they share ids; the captions of these videos do too. Where
-almost none are shared, the ids are spelled differently or the files are of different data sets.
+Files of different experts describe the same videos, so their ids are mostly the same. Where almost none are, they are
+spelled differently (`7` and `0007`, `vid` and `vid.mp4`) or belong to different data sets.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 HARDLY_ANY = 0.05
-"""A smaller share of common ids, of the smaller of two sets, is warned of."""
+"""A smaller share of common ids brings a warning. It is the share of the smaller of two sets."""
 
 FEW = 20
-"""Fewer ids than this may be asked for without any being there: a rare expert may miss all of a small batch."""
+"""Fewer ids than this may all be absent: a small batch may hold only videos without features."""
 
 
 def check_files(files: Mapping[str, Sequence[str]]) -> None:
@@ -24,10 +24,11 @@ def check_files(files: Mapping[str, Sequence[str]]) -> None:
     Args:
         files: {name for messages: ids}. Empty files are left out.
     """
-    by_size = sorted((item for item in files.items() if item[1]), key=lambda item: len(item[1]), reverse=True)
-    for i in range(1, len(by_size)):
-        name, ids = by_size[i]
-        _check(name, ids, dict(by_size[:i]))
+    by_size = dict(sorted(files.items(), key=lambda item: len(item[1]), reverse=True))
+    known: set[str] = set()
+    for name, ids in by_size.items():
+        _check(name, set(ids), known, by_size)
+        known.update(ids)
 
 
 def check_request(ids: Sequence[str], files: Mapping[str, Sequence[str]]) -> None:
@@ -35,33 +36,24 @@ def check_request(ids: Sequence[str], files: Mapping[str, Sequence[str]]) -> Non
 
     Fewer than `FEW` ids are refused only where a file has one of them in another spelling.
     """
-    files = {name: file_ids for name, file_ids in files.items() if file_ids}
-    if not ids or not files:
+    known = set(chain.from_iterable(files.values()))
+    if len(ids) < FEW and known.isdisjoint(ids) and not _find_spelling(ids, known):
         return
-    if len(ids) < FEW:
-        known = _union(files)
-        if known.isdisjoint(ids) and not _find_spelling(ids, known):
-            return
-    _check("the ids asked for", ids, files)
+    _check("the ids asked for", set(ids), known, files)
 
 
-def _check(name: str, ids: Sequence[str], others: Mapping[str, Sequence[str]]) -> None:
-    known, unique = _union(others), set(ids)
-    shared, smaller = len(unique & known), min(len(unique), len(known))
+def _check(name: str, ids: set[str], known: set[str], files: Mapping[str, Sequence[str]]) -> None:
+    """Raise or warn where `ids` and `known` hardly meet, unless one is empty; `files` name the one that an id of `known` comes from."""
+    shared, smaller = len(ids & known), min(len(ids), len(known))
     if shared >= HARDLY_ANY * smaller:
         return
-    strangers, other_strangers = sorted(unique - known), sorted(known - unique)
-    a, b, cause = _find_spelling(strangers, other_strangers) or (strangers[0], other_strangers[0], "")
-    other = next(other for other, other_ids in others.items() if b in other_ids)
-    both = f"{name} and {other}{' and the other files' if len(others) > 1 else ''}"
+    strangers, known_strangers = sorted(ids - known), sorted(known - ids)
+    a, b, cause = _find_spelling(strangers, known_strangers) or (strangers[0], known_strangers[0], "")
+    other = next(other for other, other_ids in files.items() if b in other_ids)
     examples = f"such as {a!r} in the first and {b!r} in the second{cause}"
     if not shared:
-        raise ValueError(f"features: {both} share no ids, {examples}")
-    warnings.warn(f"features: {both} share only {shared:,} of {smaller:,} ids, {examples}", stacklevel=4)
-
-
-def _union(files: Mapping[str, Sequence[str]]) -> set[str]:
-    return set(chain.from_iterable(files.values()))
+        raise ValueError(f"features: {name} and {other} share no ids, {examples}")
+    warnings.warn(f"features: {name} and {other} share only {shared:,} of {smaller:,} ids, {examples}", stacklevel=4)
 
 
 # --- spellings --------------------------------------------------------------------------------------------
@@ -87,7 +79,7 @@ _SPELLINGS: Mapping[str, Callable[[str], str]] = {
     "spaces around them": str.strip,
     "path, suffix or leading zeros": lambda video: _without_zeros(_without_suffix(_without_path(video.strip()))),
 }
-"""{what one side has: the id without it}. Case is ignored in all of them."""
+"""{a difference between two spellings: the shorter spelling}. Case is ignored in all of them."""
 
 
 def _find_spelling(ids: Iterable[str], other_ids: Iterable[str]) -> tuple[str, str, str] | None:

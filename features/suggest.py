@@ -1,4 +1,4 @@
-"""A model's config from the features that there are."""
+"""A model's config suggested by features: their names, dimensions and lengths."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def config_for(
         TypeError, ValueError: as `CEConfig.from_dict`; also for an expert that no video has, or settings of an expert
             without features.
     """
-    settings = dict(check_mapping({} if experts is None else experts, "config: experts"))
-    found = {}
+    given = dict(check_mapping({} if experts is None else experts, "config: experts"))
+    settings = {}
     for name in features.experts:
-        changes = check_mapping(settings.pop(name, {}), f"config: experts[{name!r}]")
-        found[name] = _expert_settings(features, name) | dict(changes)
-    if settings:
-        raise ValueError(f"config: experts: there are no features of {', '.join(map(repr, settings))}")
-    if len(found) == 1:
+        changes = check_mapping(given.pop(name, {}), f"config: experts[{name!r}]")
+        settings[name] = _expert_settings(features, name) | dict(changes)
+    if given:
+        raise ValueError(f"config: experts: there are no features of {', '.join(map(repr, given))}")
+    if len(settings) == 1:
         choices = {"use_ce": ""} | choices  # a single expert has no other to collaborate with
-    return CEConfig.from_dict({"experts": found, "text": dict(text), **choices})
+    return CEConfig.from_dict({"experts": settings, "text": dict(text), **choices})
 
 
 def _expert_settings(features: Features, name: str) -> dict[str, object]:

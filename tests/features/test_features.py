@@ -1,4 +1,4 @@
-"""The same features through every format, by video and as tables; what is refused; files that are not loaded whole."""
+"""Features of several experts and videos: folders and files, ids in any order, and what is refused."""
 
 import pickle
 
@@ -19,19 +19,19 @@ SEQUENCES = [RNG.standard_normal((n, 3)).astype(np.float32) for n in (2, 4, 1)] 
 def test_several_experts_with_different_videos(tmp_path):
     motion = write_features(tmp_path, "npz", "motion", IDS[:3], FIXED[:3])
     speech = write_features(tmp_path, "pkl", "speech", ("v9", *IDS[1:]), SEQUENCES)
-    found = read_features({"motion": motion, "speech": speech})
-    assert found.ids == ("v1", "7", "v3", "v9", "ü4")
-    assert found.ind["motion"].tolist() == [1, 1, 0, 0, 0]
-    assert found.ind["speech"].tolist() == [0, 1, 1, 1, 0]
-    assert found.summary().splitlines() == [
+    features = read_features({"motion": motion, "speech": speech})
+    assert features.ids == ("v1", "7", "v3", "v9", "ü4")
+    assert features.ind["motion"].tolist() == [1, 1, 0, 0, 0]
+    assert features.ind["speech"].tolist() == [0, 1, 1, 1, 0]
+    assert features.summary().splitlines() == [
         "expert  features         videos  missing",
         "motion  (5,)                  2        3",
         "speech  (1-4, 3)              3        2",
     ]
-    part = found[[3, 1]]
+    part = features[[3, 1]]
     assert part.ids == ("v9", "7")
     assert same_features(part.experts["speech"], [SEQUENCES[0], SEQUENCES[1]])
-    assert len(found[1:3]) == 2
+    assert len(features[1:3]) == 2
     assert isinstance(part, Features)
 
 
@@ -43,9 +43,9 @@ def test_a_folder_and_one_file_of_all(tmp_path):
     (folder / "notes.md").write_text("not a feature file")
     assert list(read_features(folder).experts) == ["motion", "speech"]
     np.savez(tmp_path / "all.npz", video_id=[3, 5], motion=FIXED[:2], audio=FIXED[1:3])
-    found = read_features(tmp_path / "all.npz")
-    assert found.ids == ("3", "5")
-    assert found.ind["audio"].tolist() == [1, 0]
+    features = read_features(tmp_path / "all.npz")
+    assert features.ids == ("3", "5")
+    assert features.ind["audio"].tolist() == [1, 0]
     same_file = {"audio": tmp_path / "all.npz", "motion": tmp_path / "all.npz"}
     assert list(read_features(same_file).experts) == ["audio", "motion"]
 
@@ -59,8 +59,8 @@ def test_straight_into_an_operator(tmp_path, small_op):
         "audio": write_features(tmp_path, "pkl", "audio", IDS[:2], audio),
         "face": write_features(tmp_path, "npy", "face", IDS[:2], face),
     }
-    found = read_features(files, config=small_op.config)
-    ours = small_op.encode_video(found.experts, found.ind)
+    features = read_features(files, config=small_op.config)
+    ours = small_op.encode_video(features.experts, features.ind)
     expected = small_op.encode_video({"audio": audio, "face": face}, {"audio": [1, 1], "face": [1, 0]})
     assert np.array_equal(ours.joint(), expected.joint())
     assert np.array_equal(ours.available, expected.available)
@@ -70,10 +70,10 @@ def test_the_authors_forms_of_missing_and_of_one_token(tmp_path):
     content = {"a": np.ones((1, 5)), "b": float("nan"), "c": np.empty((0, 5)), b"d": np.full(5, np.nan)}
     (tmp_path / "face.pkl").write_bytes(pickle.dumps(content, protocol=2))
     config = CEConfig.from_dict({"experts": {"face": 5}, "use_ce": ""})
-    found = read_features({"face": tmp_path / "face.pkl"}, config=config)
-    assert found.ids == ("a", "b", "c", "d")
-    assert found.ind["face"].tolist() == [1, 0, 0, 0]
-    assert found.experts["face"].shape == (4, 5)
+    features = read_features({"face": tmp_path / "face.pkl"}, config=config)
+    assert features.ids == ("a", "b", "c", "d")
+    assert features.ind["face"].tolist() == [1, 0, 0, 0]
+    assert features.experts["face"].shape == (4, 5)
 
 
 def test_nothing_at_all(tmp_path):
@@ -102,18 +102,19 @@ BAD = {
     "text": ({"a": np.array(["x"])}, {}, ValueError, "video 'a': expected numbers, got <U1"),
     "four axes": ({"a": np.ones((1, 2, 3)), "b": np.ones((2, 3))}, {}, ValueError, r"expected \(dim,\) or tokens \(N, dim\), got \(1, 2, 3\)"),
     "ids of a wrong type": ({"a": np.ones(5)}, {"ids": [1.5]}, TypeError, "ids: expected text or integers, got 1.5"),
+    "ids that are one text": ({"a": np.ones(5)}, {"ids": "video7"}, TypeError, "ids: expected a list of ids, got 'video7'"),
     "a batch of none": ({"a": np.ones(5)}, {"batch_size": 0}, ValueError, "batch_size: expected an integer of at least 1"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_refused(tmp_path, case):
+def test_refused(tmp_path, case):
     arrays, arguments, error, message = BAD[case]
     with pytest.raises(error, match=message):
         list(iter_features(table(tmp_path, **arrays), **arguments))
 
 
-def test_which_files_are_refused(tmp_path):
+def test_files_that_are_refused(tmp_path):
     path = write_features(tmp_path, "npz", "motion", IDS, FIXED)
     with pytest.raises(FileNotFoundError, match=r"no\.npz: there is no such file"):
         read_features({"motion": tmp_path / "no.npz"})
@@ -151,7 +152,7 @@ def test_which_files_are_refused(tmp_path):
         ("sound.ids.txt", "sound.ids.txt cannot be read; .* ids beside .npy"),  # of no sound.npy
         ("sound.ids.npy", "sound.ids.npy cannot be read"),
         ("raw/video.mp4", "raw: expected a folder of ID.npy, one file a video, got video.mp4"),
-        ("ocr.csv", r"ocr.csv: expected a column of ids \(video_id or ids\)"),
+        ("ocr.csv", r"ocr.csv: expected one column of ids \(video_id or ids\)"),
         ("motion/a.npy", "one file an expert, got motion.npy and motion"),
     ],
 )
@@ -196,7 +197,7 @@ def test_numpy_settings_of_the_caller_do_not_count(tmp_path):
 
 
 def test_one_file_of_videos_is_not_one_of_experts(tmp_path):
-    """Without ids its arrays would be taken for experts, one video's each."""
+    """Its arrays would be taken for experts of one video each."""
     for layout in ("npz", "h5"):
         path = write_features(tmp_path, f"{layout} by video", "motion", IDS, FIXED)
         with pytest.raises(ValueError, match=rf"motion\.{layout}: .* no ids; .* one expert's: pass {{expert: path}}"):
@@ -208,13 +209,13 @@ def test_real_features(root):
     path = root.parent / "shared" / "data" / "trecvid-vtt" / "experts.npz"
     if not path.is_file():
         pytest.skip("the trecvid-vtt features are not here")
-    found = read_features(path)
-    assert len(found) == 1498
-    assert {name: int((flag == 0).sum()) for name, flag in found.ind.items()} == {"motion": 410, "audio": 0}
+    features = read_features(path)
+    assert len(features) == 1498
+    assert {name: int((flag == 0).sum()) for name, flag in features.ind.items()} == {"motion": 410, "audio": 0}
 
 
-def test_what_newcomers_do(tmp_path):
-    """Ids under another name, and the features themselves in place of their parts."""
+def test_common_mistakes(tmp_path):
+    """Ids under another name, and `Features` in place of their parts."""
     np.savez(tmp_path / "motion.npz", id=np.array(IDS), motion=np.ones((len(IDS), 4), dtype=np.float32))
     with pytest.raises(ValueError, match=r"expected numbers, got <U\d+ \(ids are looked for as video_id or ids\)"):
         read_features({"motion": tmp_path / "motion.npz"})

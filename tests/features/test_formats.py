@@ -48,8 +48,8 @@ def damageable(path):
 class TestFormats:
     def test_one_vector_a_video(self, layout, tmp_path):
         path = write_features(tmp_path, layout, "motion", IDS, FIXED)
-        found = read_features({"motion": path})
-        assert sorted(found.ids) == sorted(IDS)
+        features = read_features({"motion": path})
+        assert sorted(features.ids) == sorted(IDS)
         ordered = read_features({"motion": path}, IDS)
         assert same_features(ordered.experts["motion"], FIXED)
         assert ordered.experts["motion"].dtype == np.float32
@@ -57,10 +57,10 @@ class TestFormats:
 
     def test_the_ids_that_are_asked_for_in_their_order(self, layout, tmp_path):
         path = write_features(tmp_path, layout, "motion", IDS, FIXED)
-        found = read_features({"motion": path}, ["ü4", "stranger", 7, "v3"])
-        assert found.ids == ("ü4", "stranger", "7", "v3")
-        assert same_features(found.experts["motion"], np.stack([FIXED[3], [np.nan] * 5, FIXED[1], [np.nan] * 5]))
-        assert found.available.tolist() == [[True], [False], [True], [False]]
+        features = read_features({"motion": path}, ["ü4", "stranger", 7, "v3"])
+        assert features.ids == ("ü4", "stranger", "7", "v3")
+        assert same_features(features.experts["motion"], np.stack([FIXED[3], [np.nan] * 5, FIXED[1], [np.nan] * 5]))
+        assert features.available.tolist() == [[True], [False], [True], [False]]
 
     def test_sequences(self, layout, tmp_path):
         if layout == "csv":
@@ -70,9 +70,9 @@ class TestFormats:
         else:
             rows = SEQUENCES
         path = write_features(tmp_path, layout, "speech", IDS, rows)
-        found = read_features({"speech": path}, IDS)
-        assert same_features(found.experts["speech"], [*rows[:3], None])
-        assert found.ind["speech"].tolist() == [1, 1, 1, 0]
+        features = read_features({"speech": path}, IDS)
+        assert same_features(features.experts["speech"], [*rows[:3], None])
+        assert features.ind["speech"].tolist() == [1, 1, 1, 0]
 
     def test_in_batches_as_at_once(self, layout, tmp_path):
         path = write_features(tmp_path, layout, "motion", IDS, FIXED)
@@ -134,12 +134,12 @@ def test_a_mapped_file_is_not_loaded_whole(tmp_path):
         "read_features({'motion': sys.argv[1]}, [3])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "ids = range(0, 1_000_000, 1000)\n"
-        "found = sum(int(part.experts['motion'][0, 0]) for part in iter_features({'motion': sys.argv[1]}, [5, *ids]))\n"
-        "print(found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "ones = sum(int(part.experts['motion'][0, 0]) for part in iter_features({'motion': sys.argv[1]}, [5, *ids]))\n"
+        "print(ones, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "motion.npy")]
-    found, kilobytes = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
-    assert found == "1"
+    ones, kilobytes = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+    assert ones == "1"
     assert int(kilobytes) < 300_000
 
 
@@ -297,8 +297,19 @@ REFUSED = {
     "csv of ids alone": (
         "motion.csv",
         lambda p: save_text(p, "video_id\na\n"),
-        "expected a column of ids .* got video_id",
+        "expected one column of ids .* got video_id",
     ),
+    "csv of two columns of ids": (
+        "motion.csv",
+        lambda p: save_text(p, "ids,video_id,x\n1,a,2\n"),
+        "expected one column of ids .* got ids, video_id, x",
+    ),
+    "csv with the row numbers of pandas": (
+        "motion.csv",
+        lambda p: save_text(p, ",video_id,x\n0,a,2\n"),
+        "name for every column, got none for column 1; pandas writes its row numbers so",
+    ),
+    "csv cut off within a line": ("motion.csv", lambda p: save_text(p, "video_id,x,y\na,1,2\nb,1"), "got 2"),
     "csv of text": (
         "motion.csv",
         lambda p: save_text(p, "video_id,x,words\na,1,two\n"),

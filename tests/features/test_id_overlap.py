@@ -56,7 +56,7 @@ def test_ids_asked_for_in_another_spelling(tmp_path, case):
 def test_many_ids_asked_for_and_none_there(tmp_path):
     files = save(tmp_path, motion=[f"a{i}" for i in range(30)])
     assert not read_features(files, [f"b{i}" for i in range(19)]).available.any()
-    with pytest.raises(ValueError, match="share no ids, such as 'b0' in the first and 'a0' in the second$"):
+    with pytest.raises(ValueError, match=r"share no ids, such as 'b0' in the first and 'a0' in the second$"):
         read_features(files, [f"b{i}" for i in range(20)])
 
 
@@ -68,11 +68,16 @@ def test_a_rare_expert_may_miss_all_of_a_batch(tmp_path):
     assert features.ind["motion"].sum() == 100
 
 
+def test_a_rare_expert_may_share_ids_with_the_largest_file_alone(tmp_path):
+    files = save(tmp_path, audio=["a", "b", "c", "d"], motion=["a", "b"], ocr=["d"])
+    assert read_features(files).ind["ocr"].tolist() == [0, 0, 0, 1]
+
+
 def test_two_pairs_of_files(tmp_path):
     """Each file has a partner, and the pairs have different spellings."""
     plain, padded = [str(i) for i in range(40)], [f"{i:04}" for i in range(40)]
     files = save(tmp_path, audio=plain, motion=plain, ocr=padded, speech=padded)
-    with pytest.raises(ValueError, match=r"'ocr', and .*audio\.npz, 'audio', and the other files share no ids"):
+    with pytest.raises(ValueError, match=r"'ocr', and .*audio\.npz, 'audio', share no ids"):
         read_features(files)
 
 
@@ -89,6 +94,16 @@ def test_hardly_any_common_ids(tmp_path, shared, is_warned_of):
         read_features(files)
     with pytest.warns(UserWarning, match=f"the ids asked for and .* share only {shared} of 100 ids"):
         read_features({"audio": files["audio"]}, padded)
+
+
+def test_the_other_file_named_is_the_one_of_the_other_id(tmp_path):
+    files = save(tmp_path, audio=["a", "b", "c", "d"], motion=["a", "b", "7"], ocr=["007"])
+    with pytest.raises(ValueError, match=r"'ocr', and .*motion\.npz, 'motion', share no ids, such as '007' .* '7' in"):
+        read_features(files)
+    with pytest.raises(
+        ValueError, match=r"asked for and .*motion\.npz, 'motion', share no ids, such as '07' .* '7' in"
+    ):
+        read_features({name: files[name] for name in ("audio", "motion")}, ["07"])
 
 
 def test_a_file_without_videos_is_no_stranger(tmp_path):
