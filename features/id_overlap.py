@@ -22,7 +22,7 @@ def check_files(files: Mapping[str, Sequence[str]]) -> None:
     """Raise ValueError for a file that shares no ids with the larger files, and warn of one that shares hardly any.
 
     Args:
-        files: {name for messages: ids}. Empty files are left out.
+        files: {name for messages: ids}. Empty files pass.
     """
     by_size = dict(sorted(files.items(), key=lambda item: len(item[1]), reverse=True))
     known: set[str] = set()
@@ -43,7 +43,7 @@ def check_request(ids: Sequence[str], files: Mapping[str, Sequence[str]]) -> Non
 
 
 def _check(name: str, ids: set[str], known: set[str], files: Mapping[str, Sequence[str]]) -> None:
-    """Raise or warn where `ids` and `known` hardly meet, unless one is empty; `files` name the one that an id of `known` comes from."""
+    """Raise or warn where both sets hold ids, and hardly any in common. `files` say whose id stands in the message."""
     shared, smaller = len(ids & known), min(len(ids), len(known))
     if shared >= HARDLY_ANY * smaller:
         return
