@@ -169,3 +169,18 @@ def untrained(config=TRAINABLE):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*seeded initial parameters")
         return CollaborativeExperts(config, device="cpu")
+
+
+def exact_scores(text, video):
+    """The definition, in float64, pair by pair."""
+    scores = np.zeros((len(text), len(video)))
+    for t in range(len(text)):
+        for v in range(len(video)):
+            available = [name for m, name in enumerate(video.experts) if video.available[v, m]]
+            weights = {name: float(text.weights[t, video.experts.index(name)]) for name in available}
+            cosine = {
+                name: text.embds[name][t].astype(float) @ video.embds[name][v].astype(float) for name in available
+            }
+            if available:
+                scores[t, v] = sum(weights[n] * cosine[n] for n in available) / sum(weights.values())
+    return scores

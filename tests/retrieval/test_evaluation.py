@@ -102,8 +102,8 @@ def test_perfect_and_worst():
 
 @pytest.mark.parametrize("tile", [(1024, 4096), (7, 5), (1, 1)])
 def test_from_embeddings_as_from_their_scores(tile, monkeypatch):
-    monkeypatch.setattr("collaborative_experts.retrieval.embeddings.TEXTS", tile[0])
-    monkeypatch.setattr("collaborative_experts.retrieval.embeddings.VIDEOS", tile[1])
+    monkeypatch.setattr("collaborative_experts.retrieval.similarity.TEXTS", tile[0])
+    monkeypatch.setattr("collaborative_experts.retrieval.similarity.VIDEOS", tile[1])
     text, video = random_embeddings(60, 20)
     targets = np.random.default_rng(1).integers(0, 20, 60)
     mask = np.arange(60) % 7 > 0
