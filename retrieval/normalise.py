@@ -3,9 +3,9 @@
 A bank of training captions tells how high a video scores with texts that are not about it. One number a video, its
 bias b_v, is subtracted from its scores:
 
-- "qb": QB-Norm (Bogolin et al., CVPR 2022, eq. 4), the inverted softmax over the bank, beta = 20. The published code
+- "qb": QB-Norm (Bogolin et al., CVPR 2022), the inverted softmax over the bank, beta = 20. The published code
   normalises over the bank alone; the texts that are asked do not enter the sum.
-- "qb-dynamic": its dynamic inverted softmax (eq. 5). Only texts whose best video is activated are corrected: a video is
+- "qb-dynamic": its dynamic inverted softmax. Only texts whose best video is activated are corrected: a video is
   activated where it is among the k best, k = 1, of some text of the bank.
 - "nnn": Nearest Neighbor Normalization (Chowdhury et al., EMNLP 2024, eq. 1 and 2), alpha times the mean of the
   video's k highest scores in the bank. For a bank like the queries the paper finds alpha = 0.75 best, and k from 8 to
@@ -43,7 +43,7 @@ Method = Literal["qb", "qb-dynamic", "nnn"]
 
 PUBLISHED_BETA = 20.0
 PUBLISHED_ALPHA = 0.75
-DEFAULT_K = {"qb-dynamic": 1, "nnn": 16}
+NEIGHBOURS = 16
 
 Tiles = Iterator[tuple[slice, slice, Tensor]]
 
@@ -57,8 +57,8 @@ class QueryBank:
         method: "qb", "qb-dynamic" or "nnn"; see the head of this module.
         beta: inverse temperature of "qb" and "qb-dynamic", above 0.
         alpha: factor of "nnn", above 0.
-        k: for "nnn" the number of highest scores that are averaged, None takes 16; for "qb-dynamic" the number of
-            videos that each text activates, None takes 1.
+        k: for "nnn" the number of highest scores that are averaged, None takes 16, or all of a smaller bank; for
+            "qb-dynamic" the number of videos that each text activates, None takes 1.
 
     Raises:
         TypeError, ValueError: no texts, an unknown method, or numbers out of range.
@@ -78,12 +78,12 @@ class QueryBank:
         check_choice(self.method, get_args(Method), "method")
         for name, value in (("beta", self.beta), ("alpha", self.alpha)):
             _check_positive(value, name)
-        if self.k is None:
-            object.__setattr__(self, "k", DEFAULT_K.get(self.method))
-        if self.k is not None:
-            check_size(self.k, "k")
-            if self.method == "nnn" and self.k > len(self.text):
-                raise ValueError(f"k: expected at most the number of texts in the bank, {len(self.text)}, got {self.k}")
+        default = min(len(self.text), NEIGHBOURS) if self.method == "nnn" else 1
+        k = default if self.k is None else self.k
+        check_size(k, "k")
+        if self.method == "nnn" and k > len(self.text):
+            raise ValueError(f"k: expected at most the number of texts in the bank, {len(self.text)}, got {k}")
+        object.__setattr__(self, "k", k)
 
     def biases(self, video: VideoEmbeddings) -> np.ndarray:
         """The bias b_v of each video, (B,) float64, to be subtracted from its scores; accurate as scores are, to 1e-6.

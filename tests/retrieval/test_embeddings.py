@@ -272,9 +272,7 @@ def test_prints_shapes_and_not_numbers():
 
 def test_evaluation_does_not_pair_some_videos_captions_with_all_videos():
     text, (_, video) = grouped(videos=8, count=3), random_embeddings(1, 4)
-    with pytest.raises(
-        ValueError, match=r"targets: .*, since 24 texts are not 3 captions for each of 4 videos"
-    ):
+    with pytest.raises(ValueError, match=r"targets: .*, since 24 texts are not 3 captions for each of 4 videos"):
         evaluate(text, video)
     assert evaluate(text[:12], video).text_to_video.queries == 12
 

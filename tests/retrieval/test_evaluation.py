@@ -4,6 +4,7 @@ import doctest
 import itertools
 import json
 import statistics
+import warnings
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ def oracle(queries):
 
 
 def figures(metrics):
+    """The figures in the order of `oracle`."""
     return [
         metrics.r1, metrics.r5, metrics.r10, metrics.r50, metrics.median_rank, metrics.mean_rank,
         metrics.geometric_mean, metrics.queries,
@@ -133,8 +135,30 @@ def test_without_targets_texts_are_k_a_video():
 def test_torch_and_lists_and_integers():
     scores = np.random.default_rng(0).integers(0, 5, (6, 3))
     expected = evaluate_scores(scores)
-    for same in (scores.tolist(), torch.tensor(scores), scores.astype(np.int8), torch.tensor(scores).half()):
+    same_scores = [scores.astype(dtype) for dtype in ("int8", "uint16", "uint64", ">i4", ">f8", "longdouble", "f2")]
+    same_scores += [scores.tolist(), torch.tensor(scores), torch.tensor(scores).half(), scores.T.copy().T]
+    same_scores += [scores[::-1, ::-1].copy()[::-1, ::-1], torch.tensor(scores.astype("f4"), requires_grad=True)]
+    for same in same_scores:
         assert evaluate_scores(same) == expected
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert evaluate_scores(same, np.repeat(np.arange(3), 2).astype(">u4"), np.ones(6, ">f8")) == expected
+
+
+def test_integers_beyond_64_bits():
+    """Python's own integers, which no array type holds exactly, are compared in float64."""
+    assert evaluate_scores([[10**30, 1], [1, 10**30]]) == evaluate_scores(np.eye(2))
+
+
+def test_lists_are_compared_in_float64():
+    assert evaluate_scores([[1 + 1e-12, 1.0], [1.0, 1 + 1e-12]]).text_to_video.r1 == 100
+
+
+def test_read_only_scores(tmp_path):
+    np.save(tmp_path / "scores.npy", np.eye(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate_scores(np.load(tmp_path / "scores.npy", mmap_mode="r")).text_to_video.r1 == 100
 
 
 def test_result_as_dict_and_table():
@@ -147,6 +171,11 @@ def test_result_as_dict_and_table():
     assert [row[:13] for row in rows] == ["text to video", "video to text"]
     assert all(row.split()[3] == "100.0" and row.split()[-1] == "20" for row in rows)
     assert isinstance(found, Evaluation)
+    assert repr(found) == str(found)
+
+
+CYCLE = []
+CYCLE.append(CYCLE)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +185,24 @@ def test_result_as_dict_and_table():
         (np.zeros((0, 3)), None, None, ValueError, "scores: expected real numbers"),
         (np.zeros((3, 3), dtype=bool), None, None, ValueError, "scores: expected real numbers"),
         (np.full((3, 3), np.nan), None, None, ValueError, "scores: expected numbers, got NaN"),
+        ([[1, 2], [3]], None, None, ValueError, "scores: expected numbers in rows of equal length, got list"),
+        ([CYCLE], None, None, ValueError, "scores: expected numbers in rows of equal length, got list"),
+        ([[10**400, 1]], None, None, ValueError, "scores: expected numbers within the range of float64"),
+        (np.full((1, 1), 2**63, np.uint64), None, None, ValueError, r"scores: expected integers below 2\*\*63"),
+        ([["a"]], None, None, TypeError, "scores: expected real numbers, got <U1"),
+        ([[None]], None, None, TypeError, "scores: expected real numbers, got NoneType"),
+        ({1.0}, None, None, TypeError, "scores: expected real numbers, got set"),
+        (np.eye(3) * 1j, None, None, TypeError, "scores: expected real numbers, got complex128"),
+        (torch.eye(3).to_sparse(), None, None, TypeError, "scores: expected a dense tensor"),
+        (np.zeros((3, 3)), ["a", "b", "c"], None, TypeError, "targets: expected real numbers, got <U1"),
+        (np.zeros((3, 3)), [[0], [1, 2]], None, ValueError, "targets: expected numbers in rows of equal length"),
+        (np.zeros((3, 3)), [0, 10**400, 1], None, ValueError, "targets: expected numbers within the range of float64"),
+        (np.zeros((3, 3)), CYCLE, None, ValueError, "targets: expected numbers in rows of equal length"),
+        (np.zeros((3, 3)), {0, 1, 2}, None, TypeError, "targets: expected real numbers, got set"),
+        (np.zeros((3, 3)), None, [1, None, 1], TypeError, "query_mask: expected real numbers, got NoneType"),
+        (np.zeros((3, 3)), None, "111", TypeError, "query_mask: expected real numbers, got <U3"),
+        (np.zeros((3, 3)), None, CYCLE, ValueError, "query_mask: expected numbers in rows of equal length"),
+        (np.zeros((3, 3)), None, [1, 10**400, 1], ValueError, "query_mask: expected numbers within the range"),
         (np.zeros((4, 3)), None, None, ValueError, "targets: .*4 texts are no multiple of 3 videos"),
         (np.zeros((4, 3)), [0, 1, 2], None, ValueError, r"targets: expected \(4,\)"),
         (np.zeros((4, 3)), [0, 1, 2, 3], None, ValueError, "targets, row 3: expected 0 to 2, got 3"),
@@ -192,6 +239,8 @@ def test_bad_embeddings():
     text.embds["e2"][1] = np.nan  # an expert that every video has
     with pytest.raises(ValueError, match="evaluate: expected finite embeddings, got NaN scores"):
         evaluate(text, video)
+    with pytest.raises(TypeError, match="bank: expected a QueryBank, got TextEmbeddings"):
+        evaluate(text, video, bank=text)
 
 
 def test_doctests():
