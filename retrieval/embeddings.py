@@ -274,7 +274,7 @@ def _whole_groups(rows: int | slice | np.ndarray, size: int, group: int) -> bool
     if group == 1:
         return True
     picked = np.atleast_1d(np.arange(size)[rows])
-    if isinstance(rows, int) or len(picked) % group:
+    if len(picked) % group:
         return False
     groups = picked.reshape(-1, group)
     first = groups.min(1, keepdims=True, initial=size) // group * group

@@ -28,7 +28,7 @@ def inverted_softmax(scores, bank_scores, beta=BETA):
 
 
 def dynamic_inverted_softmax(scores, bank_scores, beta=BETA, k=1):
-    """QB-Norm, the dynamic variant: only texts whose best video is among the k best of a text of the bank are normalised."""
+    """QB-Norm, the dynamic variant: only texts whose best video the bank finds too are normalised."""
     activated = np.unique(np.argsort(-bank_scores, axis=1)[:, :k])
     corrected = np.isin(scores.argmax(1), activated)
     return np.where(corrected[:, None], inverted_softmax(scores, bank_scores, beta), scores)

@@ -127,6 +127,15 @@ def as_record_field(x):
     return records["number"]
 
 
+@pytest.fixture
+def _every_warning():
+    """PyTorch warns each time, not only the first time in this process."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("_every_warning")
 @pytest.mark.parametrize("form", FORMS)
 def test_any_form_of_arrays(form):
     """Right scores, figures and explanations, and no warning, however the arrays come."""
@@ -142,6 +151,12 @@ def test_any_form_of_arrays(form):
         assert explain(texts, videos, 4, 2).score == pytest.approx(expected[4, 2], abs=2e-2)
         assert texts.joint().shape == (6, 15)
     assert np.abs(np.asarray(scores) - expected).max() < (1e-6 if form != "bfloat16" else 2e-2)
+
+
+def test_one_number_of_a_packed_record():
+    """Aligned, and yet at a distance that PyTorch refuses."""
+    number = as_record_field(np.ones((1, 1), dtype=np.float32))
+    assert similarity(TextEmbeddings({"a": number}, number), VideoEmbeddings({"a": number}, number)).tolist() == [[1]]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", ">i2", "uint16", "uint32", "uint64"])
