@@ -122,7 +122,7 @@ FORMS = {
 
 def as_record_field(x):
     """The numbers as a field of packed records, whose distance is no multiple of their size."""
-    records = np.zeros(x.shape, dtype=[("flag", "u1"), ("number", x.dtype)])
+    records = np.zeros(x.shape, dtype=[("number", x.dtype), ("flag", "u1")])
     records["number"] = x
     return records["number"]
 
