@@ -98,20 +98,12 @@ def evaluate(
     >>> evaluate(text, video, targets=[1, 0, 2]).text_to_video.r1
     100.0
     """
-    check_pair("evaluate", text, video)
-    for side, x, array in (("text", text, text.weights), ("video", video, video.available)):
-        if array.ndim != 2:
-            raise ValueError(f"{side}: expected a batch of embeddings, got those of a single item")
-        if not len(x):
-            raise ValueError(f"{side}: expected at least one, got none")
+    _check_batches(text, video)
     if bank is not None and not isinstance(bank, QueryBank):
         raise TypeError(f"bank: expected a QueryBank, got {type(bank).__name__}")
-    captions = text.captions_per_video
-    if targets is None and captions > 1 and len(text) != captions * len(video):
-        raise ValueError(
-            f"targets: expected the video of each text, since {len(text)} texts are not {captions} captions for each "
-            f"of {len(video)} videos"
-        )
+    if targets is None:
+        _check_captions(text, video)
+    target, used = _check_targets(targets, len(text), len(video)), _check_mask(query_mask, len(text))
 
     def tiles() -> Tiles:
         for rows, columns, tile in score_tiles(text, video):
@@ -120,7 +112,7 @@ def evaluate(
             yield rows, columns, tile
 
     correction = None if bank is None else _Correction.of(bank, video)
-    return _evaluate(tiles, len(text), len(video), targets, query_mask, correction)
+    return _evaluate(tiles, target, used, len(video), correction)
 
 
 def evaluate_scores(
@@ -144,12 +136,13 @@ def evaluate_scores(
     if bool(matrix.isnan().any()):
         raise ValueError("scores: expected numbers, got NaN")
     texts, videos = matrix.shape
+    target, used = _check_targets(targets, texts, videos), _check_mask(query_mask, texts)
 
     def tiles() -> Tiles:
         for rows in slices(texts, TEXTS):
             yield rows, slice(0, videos), matrix[rows]
 
-    return _evaluate(tiles, texts, videos, targets, query_mask)
+    return _evaluate(tiles, target, used, videos)
 
 
 # --- inside -----------------------------------------------------------------------------------------------
@@ -179,18 +172,18 @@ class _Correction:
 
 
 def _evaluate(
-    tiles: Callable[[], Tiles],
-    texts: int,
-    videos: int,
-    targets: ArrayLike | None,
-    query_mask: ArrayLike | None,
-    correction: _Correction | None = None,
+    tiles: Callable[[], Tiles], target: Tensor, used: Tensor, videos: int, correction: _Correction | None = None
 ) -> Evaluation:
-    target = _check_targets(targets, texts, videos)
-    used = _check_mask(query_mask, texts)
-    target_scores, best_videos = _first_pass(tiles(), target)
+    """Figures from the tiles of scores, which are asked for twice.
+
+    Args:
+        target: (T,) int64, the row of each text's video.
+        used: (T,) bool, the texts that count.
+        correction: what is subtracted before the videos of a text are ranked.
+    """
+    target_scores, best_videos = _first_pass(tiles(), target, with_best=correction is not None)
     best_captions, best_count = _best_of_videos(target_scores, target, used, videos)
-    counts = _Counts(texts, videos)
+    counts = _Counts(len(target), videos)
     for rows, columns, tile in tiles():
         scores, limits = _with_target_scores(tile, rows, columns, target_scores, target), target_scores[rows]
         asked = scores if bool(used[rows].all()) else scores[used[rows].to(scores.device)]
@@ -205,6 +198,24 @@ def _evaluate(
     above, ties = counts.of_videos
     video_to_text = _metrics(above[has_texts], (ties - best_count)[has_texts], best_count[has_texts])
     return Evaluation(text_to_video, video_to_text)
+
+
+def _check_batches(text: TextEmbeddings, video: VideoEmbeddings) -> None:
+    check_pair("evaluate", text, video)
+    for side, x, array in (("text", text, text.weights), ("video", video, video.available)):
+        if array.ndim != 2:
+            raise ValueError(f"{side}: expected a batch of embeddings, got those of a single item")
+        if not len(x):
+            raise ValueError(f"{side}: expected at least one, got none")
+
+
+def _check_captions(text: TextEmbeddings, video: VideoEmbeddings) -> None:
+    captions = text.captions_per_video
+    if captions > 1 and len(text) != captions * len(video):
+        raise ValueError(
+            f"targets: expected the video of each text, since {len(text)} texts are not {captions} captions for each "
+            f"of {len(video)} videos"
+        )
 
 
 def _check_targets(targets: ArrayLike | None, texts: int, videos: int) -> Tensor:
@@ -237,18 +248,19 @@ def _check_mask(query_mask: ArrayLike | None, texts: int) -> Tensor:
     return mask.bool()
 
 
-def _first_pass(tiles: Tiles, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The score of each text with its own video, and the row of its best video; (T,) each."""
+def _first_pass(tiles: Tiles, target: Tensor, with_best: bool) -> tuple[Tensor, Tensor]:
+    """The score of each text with its own video, and, if asked for, the row of its best video; (T,) each."""
     target_scores, best, best_videos = torch.empty(0), torch.empty(0), torch.zeros_like(target)
     for rows, columns, tile in tiles:
         if not len(target_scores):
             target_scores, best = torch.empty(2, len(target), dtype=tile.dtype).fill_(_lowest(tile.dtype))
         at_row, at_column = _target_positions(rows, columns, target)
         target_scores[rows.start + at_row] = tile[at_row.to(tile.device), at_column.to(tile.device)].cpu()
-        highest, where = (x.cpu() for x in tile.max(1))
-        better = highest > best[rows]
-        best[rows] = torch.where(better, highest, best[rows])
-        best_videos[rows] = torch.where(better, where + columns.start, best_videos[rows])
+        if with_best:
+            highest, column = (x.cpu() for x in tile.max(1))
+            better = highest > best[rows]
+            best[rows] = torch.where(better, highest, best[rows])
+            best_videos[rows] = torch.where(better, column + columns.start, best_videos[rows])
     return target_scores, best_videos
 
 

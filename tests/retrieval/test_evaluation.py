@@ -122,7 +122,7 @@ def test_a_score_that_rounds_otherwise_the_second_time_is_still_its_own():
     def tiles():
         yield slice(0, 3), slice(0, 3), torch.eye(3, dtype=torch.float64) + 1e-9 * next(noise)
 
-    found = evaluation._evaluate(tiles, 3, 3, None, None)
+    found = evaluation._evaluate(tiles, torch.arange(3), torch.ones(3, dtype=torch.bool), 3)
     assert found.text_to_video.r1 == 100
     assert found.video_to_text.r1 == 100
 
