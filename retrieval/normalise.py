@@ -62,6 +62,12 @@ class QueryBank:
 
     Raises:
         TypeError, ValueError: no texts, an unknown method, or numbers out of range.
+
+    The first video answers both captions of the bank, and so it loses more than the second:
+
+    >>> bank = QueryBank(TextEmbeddings({"motion": [[1.0, 0.0], [0.8, 0.6]]}, weights=[[1.0], [1.0]]), "nnn", k=1)
+    >>> bank.biases(VideoEmbeddings({"motion": [[1.0, 0.0], [0.0, 1.0]]}, available=[[1], [1]])).round(3)
+    array([0.75, 0.45])
     """
 
     text: TextEmbeddings

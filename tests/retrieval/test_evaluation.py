@@ -55,9 +55,9 @@ def check(scores, targets, mask):
         for v in range(videos)
         if any(targets[t] == v and mask[t] for t in range(texts))
     ]
-    found = evaluate_scores(scores, targets, mask)
-    assert figures(found.text_to_video) == pytest.approx(oracle(t2v), abs=1e-9)
-    assert figures(found.video_to_text) == pytest.approx(oracle(v2t), abs=1e-9)
+    result = evaluate_scores(scores, targets, mask)
+    assert figures(result.text_to_video) == pytest.approx(oracle(t2v), abs=1e-9)
+    assert figures(result.video_to_text) == pytest.approx(oracle(v2t), abs=1e-9)
 
 
 @st.composite
@@ -85,12 +85,12 @@ def test_large_ranks_without_ties():
 
 
 def test_a_constant_matrix_is_at_chance():
-    found = evaluate_scores(np.zeros((300, 100)))
-    assert figures(found.text_to_video)[:6] == pytest.approx([1, 5, 10, 50, 50.5, 50.5])
+    result = evaluate_scores(np.zeros((300, 100)))
+    assert figures(result.text_to_video)[:6] == pytest.approx([1, 5, 10, 50, 50.5, 50.5])
     # The first of 3 right answers among 300 in random order.
-    assert found.video_to_text.mean_rank == pytest.approx(1 + 297 / 4)
+    assert result.video_to_text.mean_rank == pytest.approx(1 + 297 / 4)
     missed = np.prod([(297 - i) / (300 - i) for i in range(50)])
-    assert found.video_to_text.r50 == pytest.approx(100 * (1 - missed))
+    assert result.video_to_text.r50 == pytest.approx(100 * (1 - missed))
 
 
 def test_perfect_and_worst():
@@ -109,10 +109,10 @@ def test_from_embeddings_as_from_their_scores(tile, monkeypatch):
     text, video = random_embeddings(60, 20)
     targets = np.random.default_rng(1).integers(0, 20, 60)
     mask = np.arange(60) % 7 > 0
-    found = evaluate(text, video, targets, mask)
+    result = evaluate(text, video, targets, mask)
     expected = evaluate_scores(similarity(text, video), targets, mask)
-    assert figures(found.text_to_video) == pytest.approx(figures(expected.text_to_video))
-    assert figures(found.video_to_text) == pytest.approx(figures(expected.video_to_text))
+    assert figures(result.text_to_video) == pytest.approx(figures(expected.text_to_video))
+    assert figures(result.video_to_text) == pytest.approx(figures(expected.video_to_text))
 
 
 def test_a_score_that_rounds_otherwise_the_second_time_is_still_its_own():
@@ -122,9 +122,9 @@ def test_a_score_that_rounds_otherwise_the_second_time_is_still_its_own():
     def tiles():
         yield slice(0, 3), slice(0, 3), torch.eye(3, dtype=torch.float64) + 1e-9 * next(noise)
 
-    found = evaluation._evaluate(tiles, torch.arange(3), torch.ones(3, dtype=torch.bool), 3)
-    assert found.text_to_video.r1 == 100
-    assert found.video_to_text.r1 == 100
+    result = evaluation._evaluate(tiles, torch.arange(3), torch.ones(3, dtype=torch.bool), 3)
+    assert result.text_to_video.r1 == 100
+    assert result.video_to_text.r1 == 100
 
 
 def test_without_targets_texts_are_k_a_video():
@@ -162,16 +162,16 @@ def test_read_only_scores(tmp_path):
 
 
 def test_result_as_dict_and_table():
-    found = evaluate_scores(np.eye(20))
-    as_dict = json.loads(json.dumps(found.to_dict()))
+    result = evaluate_scores(np.eye(20))
+    as_dict = json.loads(json.dumps(result.to_dict()))
     assert as_dict["text_to_video"]["r1"] == 100
     assert as_dict["video_to_text"]["median_rank"] == 1
-    head, *rows = str(found).splitlines()
+    head, *rows = str(result).splitlines()
     assert head.split() == ["R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "geo.", "mean", "queries"]
     assert [row[:13] for row in rows] == ["text to video", "video to text"]
     assert all(row.split()[3] == "100.0" and row.split()[-1] == "20" for row in rows)
-    assert isinstance(found, Evaluation)
-    assert repr(found) == str(found)
+    assert isinstance(result, Evaluation)
+    assert repr(result) == str(result)
 
 
 CYCLE = []

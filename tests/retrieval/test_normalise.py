@@ -1,10 +1,13 @@
 """Query banks against the published formulas over the full matrix, in float64."""
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
 
 from collaborative_experts import ModelIdentity, QueryBank, TextEmbeddings, VideoEmbeddings, evaluate, evaluate_scores
+from collaborative_experts.retrieval import normalise
 from helpers import exact_scores, random_embeddings
 
 BETA, ALPHA = 20, 0.75
@@ -73,6 +76,16 @@ def test_ranks_as_the_published_formulas(case, missing):
         assert result.text_to_video.r1 == pytest.approx(expected.r1)
         assert result.text_to_video != evaluate(text, video).text_to_video
         assert result.video_to_text == evaluate(text, video).video_to_text
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("case", ["qb-dynamic", "nnn"])
+def test_with_targets_and_mask(case):
+    text, video, bank = with_hubs()
+    targets, mask = np.random.default_rng(1).integers(0, 20, 60), np.arange(60) % 7 > 0
+    corrected = PUBLISHED[case][1](exact_scores(text, video), exact_scores(bank, video))
+    expected = evaluate_scores(corrected, targets, mask).text_to_video
+    assert evaluate(text, video, targets, mask, QueryBank(bank, case)).text_to_video == expected
 
 
 def test_some_texts_are_corrected_and_others_not():
@@ -198,3 +211,8 @@ def test_nan():
         QueryBank(bank).biases(video)
     with pytest.raises(ValueError, match="QueryBank: expected a batch of videos"):
         QueryBank(bank).activated(video[0])
+
+
+def test_doctests():
+    assert doctest.testmod(normalise).attempted > 0
+    assert doctest.testmod(normalise).failed == 0
