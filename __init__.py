@@ -20,18 +20,12 @@ from .base.config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E40
 from .collaborative_experts import CollaborativeExperts  # noqa: E402
 from .features.features import Features, iter_features, read_features  # noqa: E402
 from .features.suggest import config_for  # noqa: E402
-from .retrieval.embeddings import (  # noqa: E402
-    Explanation,
-    ModelIdentity,
-    TextEmbeddings,
-    VideoEmbeddings,
-    concatenate,
-    explain,
-    similarity,
-    similarity_tiles,
-)
+from .retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings, concatenate  # noqa: E402
 from .retrieval.evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
+from .retrieval.explain import Explanation, explain  # noqa: E402
 from .retrieval.index import SearchResult, VideoIndex  # noqa: E402
+from .retrieval.normalise import QueryBank  # noqa: E402
+from .retrieval.similarity import similarity, similarity_tiles  # noqa: E402
 from .training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
 from .training.loop import TrainingConfig, TrainingResult  # noqa: E402
 
@@ -45,6 +39,7 @@ __all__ = [
     "Explanation",
     "Features",
     "ModelIdentity",
+    "QueryBank",
     "RetrievalMetrics",
     "SearchResult",
     "SentenceEncoder",

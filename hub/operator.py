@@ -21,7 +21,8 @@ from ..base.files import replacing
 from ..model import checkpoint, inputs
 from ..model.cenet import CEModel, Modality, initial_state, meta_model
 from ..model.engine import Engine, check_dtype, supports
-from ..retrieval.embeddings import Array, ModelIdentity, TextEmbeddings, VideoEmbeddings
+from ..retrieval.arrays import Array
+from ..retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from ..training import loop as training
 
 WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "weights"

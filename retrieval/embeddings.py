@@ -1,38 +1,31 @@
-"""What the operator computes, and how the two sides compare.
+"""Embeddings of videos and of texts, as the operator returns them and as anyone can build them.
 
-The score of text t and video v is the sum of their embeddings' inner products per expert, weighted by the
-text's expert weights w over the experts that are available in the video (paper, section 3.2, eq. 6):
+Both sides hold one embedding per expert. A video knows which experts it has, a text how much each expert counts.
+`similarity` compares the two, `explain` shows how a score comes about, `VideoIndex` finds videos again.
 
-    s(t, v) = sum_m w_tm a_vm <t_m, v_m> / sum_m w_tm a_vm
-
-One joint vector per text and per video gives the numerator as a plain inner product.
+Embeddings are checked once, when they are made: every other function relies on their shapes and types.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.dependencies import extra
-from ..base.linear import packed_linear
-from ..base.slices import slices
+from ..base.checks import check_mapping, check_size
+from .arrays import Array, as_numpy, as_tensor, flag_array, float_array, real_array
 
-Array = Tensor | np.ndarray
-"""A torch tensor or a NumPy array; every function returns the type it was given."""
-
-TEXTS, VIDEOS = 1024, 1024
-"""Size of a tile of scores: large enough for fast matrix products, small enough to be added up in the cache."""
+Rows = int | np.integer | slice | Sequence[int] | Sequence[bool] | Array
+"""One row, a slice, row numbers, or a mask: whatever picks rows of a NumPy array."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model made an embedding: only those of the same one can be compared.
+    """The model that made an embedding. Only embeddings of the same model can be compared.
 
     Attributes:
         config: the model's config as JSON.
@@ -42,283 +35,307 @@ class ModelIdentity:
     config: str
     weights: str
 
+    def __repr__(self) -> str:
+        return f"ModelIdentity(weights={_shortened(self.weights)!r}, config={_shortened(self.config)!r})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class VideoEmbeddings:
     """Embeddings of B videos; without the axis B for a single one. `embeddings[rows]` are those of some.
 
+    Built by hand, they may come as lists, as integers or in any byte order. Tensors lose their gradients.
+
     Attributes:
         embds: {expert: (B, D)} float32 in the model's order, L2-normalised; finite, but meaningless where missing.
-        available: (B, M) bool, which experts each video has.
-        model: what made them; None for embeddings from elsewhere.
+            D may differ between experts.
+        available: (B, M) bool, the experts that each video has.
+        model: the model that made them; None for embeddings from elsewhere.
+
+    Raises:
+        TypeError, ValueError: other shapes or types, naming the argument, the expert, expected and found.
     """
 
-    embds: dict[str, Array]
+    embds: Mapping[str, Array]
     available: Array
     model: ModelIdentity | None = None
+
+    def __post_init__(self) -> None:
+        available = flag_array(self.available, "available")
+        _set_checked(self, "available", available)
 
     @property
     def experts(self) -> tuple[str, ...]:
         return tuple(self.embds)
 
     def __len__(self) -> int:
-        return len(self.available)
+        return _length(self.available, "video")
 
-    def __getitem__(self, rows: Any) -> VideoEmbeddings:
-        return VideoEmbeddings({name: x[rows] for name, x in self.embds.items()}, self.available[rows], self.model)
+    def __repr__(self) -> str:
+        count = f"{len(self):,} videos" if self.available.ndim == 2 else "one video"
+        share = f"{np.mean(as_numpy(self.available)):.0%}" if len(self.available) else "none"
+        return f"<VideoEmbeddings: {count}, {_summary(self.embds)}, {share} available>"
+
+    def __getitem__(self, rows: Rows) -> VideoEmbeddings:
+        picked = _checked_rows(rows, len(self))
+        embds = {name: _pick(x, picked) for name, x in self.embds.items()}
+        return VideoEmbeddings(embds, _pick(self.available, picked), self.model)
 
     def joint(self) -> Array:
         """(B, M * D): the experts' embeddings side by side, missing ones zeroed."""
         return _joint(self.embds, self.available)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextEmbeddings:
-    """Embeddings of T texts; without the axis T for a single one. `embeddings[rows]` are those of some.
+    """Embeddings of T texts; without the axis T for a single one.
+
+    `embeddings[rows]` are those of some texts. The selection keeps `captions_per_video` where it consists of all K
+    captions of some videos, a video's side by side. Any other selection is one of single texts, with 1 caption a video.
+
+    Built by hand, they may come as lists, as integers or in any byte order. Tensors lose their gradients.
 
     Attributes:
-        embds: {expert: (T, D)} float32 in the model's order, L2-normalised.
+        embds: {expert: (T, D)} float32 in the model's order, L2-normalised. D may differ between experts.
         weights: (T, M) float32, the weight of each expert in the score; rows sum to 1.
-        captions: K, where the T = B * K texts are K captions for each of B videos, a video's side by side.
-        model: what made them; None for embeddings from elsewhere.
+        captions_per_video: K, where the T = B * K texts are K captions for each of B videos, a video's side by side.
+        model: the model that made them; None for embeddings from elsewhere.
+
+    Raises:
+        TypeError, ValueError: other shapes or types, naming the argument, the expert, expected and found.
     """
 
-    embds: dict[str, Array]
+    embds: Mapping[str, Array]
     weights: Array
-    captions: int = 1
+    captions_per_video: int = 1
     model: ModelIdentity | None = None
+
+    def __post_init__(self) -> None:
+        _set_checked(self, "weights", float_array(self.weights, "weights"))
+        check_size(self.captions_per_video, "captions_per_video")
+        texts = len(self) if self.weights.ndim == 2 else 1
+        if texts % self.captions_per_video:
+            raise ValueError(
+                f"captions_per_video: expected a divisor of the number of texts, {texts}, got {self.captions_per_video}"
+            )
 
     @property
     def experts(self) -> tuple[str, ...]:
         return tuple(self.embds)
 
     def __len__(self) -> int:
-        return len(self.weights)
+        return _length(self.weights, "text")
 
-    def __getitem__(self, rows: Any) -> TextEmbeddings:
-        return TextEmbeddings({name: x[rows] for name, x in self.embds.items()}, self.weights[rows], model=self.model)
+    def __repr__(self) -> str:
+        count = f"{len(self):,} texts" if self.weights.ndim == 2 else "one text"
+        grouped = f", {self.captions_per_video} captions per video" if self.captions_per_video > 1 else ""
+        return f"<TextEmbeddings: {count}{grouped}, {_summary(self.embds)}>"
+
+    def __getitem__(self, rows: Rows) -> TextEmbeddings:
+        picked = _checked_rows(rows, len(self))
+        embds = {name: _pick(x, picked) for name, x in self.embds.items()}
+        whole = _whole_groups(picked, len(self), self.captions_per_video)
+        count = self.captions_per_video if whole else 1
+        return TextEmbeddings(embds, _pick(self.weights, picked), count, self.model)
 
     def joint(self) -> Array:
         """(T, M * D): the experts' embeddings side by side, each scaled by its weight.
 
-        Its inner product with a video's joint vector is the score times the summed weight of the video's
-        experts: the exact ranking among videos with the same experts, not among others.
+        The inner product with a video's joint vector is the score times the summed weight of the video's experts.
+        It ranks videos with the same experts exactly, others only nearly.
         """
         return _joint(self.embds, self.weights)
 
 
-def concatenate(parts: Sequence[VideoEmbeddings] | Sequence[TextEmbeddings]) -> VideoEmbeddings | TextEmbeddings:
-    """The embeddings of several batches as one, in the given order.
+Embeddings = VideoEmbeddings | TextEmbeddings
+Side = TypeVar("Side", VideoEmbeddings, TextEmbeddings)
+
+
+@overload
+def concatenate(parts: Iterable[VideoEmbeddings]) -> VideoEmbeddings: ...
+@overload
+def concatenate(parts: Iterable[TextEmbeddings]) -> TextEmbeddings: ...
+def concatenate(parts: Iterable[Embeddings]) -> Embeddings:
+    """The embeddings of several batches as one, in the given order. A single item counts as a batch of one.
 
     Raises:
-        TypeError: not all parts are embeddings of videos, nor all of texts.
-        ValueError: no parts, or parts of different models, experts or numbers of captions.
+        TypeError: not all parts are embeddings of videos, nor all of texts; NumPy arrays and tensors mixed.
+        ValueError: no parts, or parts of different models, experts, dimensions, devices or numbers of captions.
+
+    >>> video = VideoEmbeddings({"motion": [[1.0, 0.0], [0.0, 1.0]]}, [[1], [0]])
+    >>> both = concatenate([video, video[:1]])
+    >>> both
+    <VideoEmbeddings: 3 videos, motion (2), NumPy float32, 67% available>
     """
-    parts = list(parts)
-    if not parts:
+    sides = list(parts) if isinstance(parts, Iterable) and not isinstance(parts, Embeddings) else [parts]
+    if not sides:
         raise ValueError("concatenate: expected at least one batch of embeddings, got none")
-    kind = type(parts[0])
-    if kind not in (VideoEmbeddings, TextEmbeddings) or any(type(part) is not kind for part in parts):
-        found = ", ".join(sorted({type(part).__name__ for part in parts}))
-        raise TypeError(f"concatenate: expected VideoEmbeddings only, or TextEmbeddings only, got {found}")
-    for part in parts[1:]:
-        _check_same_model("concatenate", parts[0], part)
-    embds = {name: _cat([part.embds[name] for part in parts]) for name in parts[0].experts}
-    if kind is VideoEmbeddings:
-        return VideoEmbeddings(embds, _cat([part.available for part in parts]), parts[0].model)
-    captions = {part.captions for part in parts}
-    if len(captions) > 1:
-        raise ValueError(f"concatenate: expected the same number of captions a video, got {sorted(captions)}")
-    return TextEmbeddings(embds, _cat([part.weights for part in parts]), captions.pop(), parts[0].model)
+    if all(isinstance(side, VideoEmbeddings) for side in sides):
+        return _concatenate_videos([batched(side) for side in sides if isinstance(side, VideoEmbeddings)])
+    if all(isinstance(side, TextEmbeddings) for side in sides):
+        return _concatenate_texts([batched(side) for side in sides if isinstance(side, TextEmbeddings)])
+    found = ", ".join(sorted({type(side).__name__ for side in sides}))
+    raise TypeError(f"concatenate: expected VideoEmbeddings only, or TextEmbeddings only, got {found}")
 
 
-def similarity(text: TextEmbeddings, video: VideoEmbeddings, captions: Literal["each", "mean"] = "each") -> Array:
-    """CE's score of every text with every video, (T, B) float32; exact with missing experts.
-
-    A video without any expert scores 0. The axis of a single text or video is left out. The scores are on
-    the texts' device; `similarity_tiles` gives them piece by piece where all of them are too many.
-
-    Args:
-        captions: 'mean' gives one row for each K captions of a video (`text.captions`), the mean of their
-            scores (CENet's "avg"), (T / K, B).
-
-    Raises:
-        TypeError: the arguments are not embeddings of texts and of videos, in this order.
-        ValueError: the two do not have the same experts in the same order, or are of different models.
-    """
-    if captions not in ("each", "mean"):
-        raise ValueError(f"captions: expected 'each' or 'mean', got {captions!r}")
-    check_pair("similarity", text, video)
-    one_text, one_video = np.ndim(text.weights) == 1, np.ndim(video.available) == 1
-    texts, videos = _batch(text), _batch(video)
-    scores = torch.empty(len(texts), len(videos), dtype=torch.float32, device=texts.weights.device)
-    for rows, columns, tile in _tiles(texts, videos):
-        scores[rows, columns] = tile
-    if captions == "mean":
-        scores = scores.unflatten(0, (-1, text.captions)).mean(1)
-    scores = scores[0] if one_text else scores
-    scores = scores[..., 0] if one_video else scores
-    return scores.numpy() if isinstance(text.weights, np.ndarray) else scores
-
-
-def similarity_tiles(text: TextEmbeddings, video: VideoEmbeddings) -> Iterator[tuple[slice, slice, Array]]:
-    """The scores that `similarity` gives, in tiles of at most 1024 texts x 1024 videos: (texts, videos, scores).
-
-    Working memory does not grow with the number of texts or videos. Raises as `similarity`.
-    """
-    check_pair("similarity_tiles", text, video)
-    tiles = _tiles(_batch(text), _batch(video))
-    if isinstance(text.weights, np.ndarray):
-        return ((rows, columns, tile.numpy()) for rows, columns, tile in tiles)
-    return tiles
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How the score of one text and one video comes about, expert by expert.
-
-    Attributes:
-        experts: the M experts' names.
-        weights: (M,) float32, the text's weight of each.
-        available: (M,) bool, whether the video has it.
-        cosines: (M,) float32, inner product of the two embeddings; 0 where missing.
-        shares: (M,) float32, what each adds to the score.
-        score: their sum, as in `similarity`.
-    """
-
-    experts: tuple[str, ...]
-    weights: np.ndarray
-    available: np.ndarray
-    cosines: np.ndarray
-    shares: np.ndarray
-    score: float
-
-    def __str__(self) -> str:
-        width = max(len("expert"), *map(len, self.experts))
-        lines = [f"{'expert':{width}}  weight  cosine   share"]
-        for name, weight, there, cosine, share in zip(
-            self.experts, self.weights, self.available, self.cosines, self.shares, strict=True
-        ):
-            rest = f"{cosine:+7.3f} {share:+7.3f}" if there else "missing"
-            lines.append(f"{name:{width}}  {weight:6.3f} {rest}")
-        return "\n".join([*lines, f"{'score':{width}}  {'':14} {self.score:+7.3f}"])
-
-    def plot(self, ax: Any = None) -> Any:
-        """Bars of the shares, with weights and cosines beside them; returns the matplotlib axes.
-
-        Raises:
-            ImportError: without matplotlib, naming the extra that brings it.
-        """
-        if ax is None:
-            ax = extra("matplotlib.pyplot", "plot").subplots(figsize=(7, 0.4 * len(self.experts) + 1.2))[1]
-        rows = range(len(self.experts))
-        ax.barh(rows, self.shares, color=["tab:blue" if share >= 0 else "tab:red" for share in self.shares])
-        ax.axvline(0, color="black", linewidth=0.8)
-        labels = [
-            f"{name}\nweight {weight:.2f}, " + (f"cosine {cosine:+.2f}" if there else "missing")
-            for name, weight, there, cosine in zip(
-                self.experts, self.weights, self.available, self.cosines, strict=True
-            )
-        ]
-        ax.set_yticks(rows, labels, fontsize="small")
-        ax.invert_yaxis()
-        ax.set_xlabel("share of the score")
-        ax.set_title(f"score {self.score:+.3f}")
-        ax.figure.tight_layout()
-        return ax
-
-
-def explain(text: TextEmbeddings, video: VideoEmbeddings, i: int = 0, j: int = 0) -> Explanation:
-    """What each expert adds to the score of text i and video j.
-
-    Raises:
-        TypeError, ValueError: as `similarity`.
-        IndexError: there is no such text or video.
-    """
-    check_pair("explain", text, video)
-    texts, videos = _batch(text), _batch(video)
-    for name, at, size in (("i", i, len(texts)), ("j", j, len(videos))):
-        if not -size <= at < size:
-            raise IndexError(f"{name}: expected an index below {size}, got {at}")
-    weights, available = texts.weights[i].cpu(), videos.available[j].cpu()
-    cosines = torch.stack([x[i].cpu() @ videos.embds[name][j].cpu().to(x.dtype) for name, x in texts.embds.items()])
-    cosines = cosines.masked_fill(~available, 0)
-    used = weights * available
-    shares = used * cosines / (used.sum() if used.sum() > 0 else 1)
-    return Explanation(
-        text.experts, weights.numpy(), available.numpy(), cosines.numpy(), shares.numpy(), float(shares.sum())
-    )
-
-
-def check_pair(where: str, text: Any, video: Any) -> None:
-    """Raise TypeError or ValueError unless these are embeddings of texts and of videos that can be compared."""
-    if not isinstance(text, TextEmbeddings) or not isinstance(video, VideoEmbeddings):
-        raise TypeError(
-            f"{where}: expected TextEmbeddings and VideoEmbeddings (encode_text, encode_video), got "
-            f"{type(text).__name__} and {type(video).__name__}"
-        )
-    _check_same_model(where, text, video)
-
-
-# --- inside -----------------------------------------------------------------------------------------------
-
-
-def _tiles(text: TextEmbeddings, video: VideoEmbeddings) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Tiles of scores of batches of tensors, on the texts' device. No copy of the embeddings is made but of the
-    texts of a tile: a missing expert is masked in its scores, of which there are fewer numbers."""
-    device = text.weights.device
-    for rows in slices(len(text), TEXTS):
-        weights = text.weights[rows].float()
-        layers = [
-            packed_linear(embd[rows] * weights[:, m, None], None, torch.float32, device)
-            for m, embd in enumerate(text.embds.values())
-        ]
-        for columns in slices(len(video), VIDEOS):
-            available = video.available[columns].to(device)
-            tile = weights.new_zeros(len(available), len(weights))
-            for layer, embd, there in zip(layers, video.embds.values(), available.unbind(1), strict=True):
-                product = layer(embd[columns].to(tile))
-                tile += product if bool(there.all()) else product.masked_fill_(~there[:, None], 0)
-            total = available.to(tile.dtype) @ weights.T
-            yield rows, columns, tile.div_(total.masked_fill_(total == 0, 1)).T
-
-
-def _batch(x: Any) -> Any:
-    """The same embeddings as tensors with a batch axis; nothing is copied."""
-    single = np.ndim(x.weights if isinstance(x, TextEmbeddings) else x.available) == 1
-
-    def convert(array: Array) -> Tensor:
-        tensor = _tensor(array)
-        return tensor[None] if single else tensor
-
-    embds = {name: convert(array) for name, array in x.embds.items()}
-    if isinstance(x, TextEmbeddings):
-        return TextEmbeddings(embds, convert(x.weights))
-    return VideoEmbeddings(embds, convert(x.available).bool())
-
-
-def _check_same_model(where: str, a: Any, b: Any) -> None:
+def check_same_model(where: str, a: Embeddings, b: Embeddings) -> None:
+    """Raise ValueError unless both are of the same experts, dimensions and model, as far as the model is known."""
     if a.experts != b.experts:
         raise ValueError(f"{where}: expected the same experts in the same order, got {a.experts} and {b.experts}")
+    for name, x in a.embds.items():
+        if x.shape[-1] != b.embds[name].shape[-1]:
+            raise ValueError(
+                f"{where}: expert {name!r}: expected embeddings of the same dimension, got {x.shape[-1]} and "
+                f"{b.embds[name].shape[-1]}"
+            )
     if a.model and b.model and a.model != b.model:
-        what = "config" if a.model.config != b.model.config else "weights"
-        raise ValueError(f"{where}: expected embeddings of one model, got those of two with different {what}")
+        part = "config" if a.model.config != b.model.config else "weights"
+        raise ValueError(f"{where}: expected embeddings of one model, got those of two with different {part}")
 
 
-def _joint(embds: dict[str, Array], scale: Array) -> Array:
-    blocks = [_tensor(embd) for embd in embds.values()]
-    scales = _tensor(scale).to(blocks[0].dtype).split(1, dim=-1)
-    joint = torch.cat([block * by for block, by in zip(blocks, scales, strict=True)], dim=-1)
+def batched(side: Side) -> Side:
+    """The same embeddings with a batch axis, of length 1 for a single item."""
+    if isinstance(side, VideoEmbeddings):
+        if side.available.ndim == 2:
+            return side
+        return VideoEmbeddings({name: x[None] for name, x in side.embds.items()}, side.available[None], side.model)
+    if side.weights.ndim == 2:
+        return side
+    return TextEmbeddings({name: x[None] for name, x in side.embds.items()}, side.weights[None], model=side.model)
+
+
+# --- inside: checks ---------------------------------------------------------------------------------------
+
+
+def _set_checked(side: Embeddings, name: str, matrix: Array) -> None:
+    """Set `embds` and `available` or `weights`, whose name is given, to arrays of one type that fit together.
+
+    The small matrix follows the embeddings to their device.
+    """
+    embds = {expert: float_array(x, f"embds[{expert!r}]") for expert, x in check_mapping(side.embds, "embds").items()}
+    if not embds or not all(isinstance(expert, str) for expert in embds):
+        raise ValueError(f"embds: expected a dict of at least one expert's name and embeddings, got {list(embds)}")
+    if side.model is not None and not isinstance(side.model, ModelIdentity):
+        raise TypeError(f"model: expected a ModelIdentity or None, got {type(side.model).__name__}")
+    letter, items = ("B", "video") if name == "available" else ("T", "text")
+    if matrix.ndim not in (1, 2) or matrix.shape[-1] != len(embds):
+        raise ValueError(
+            f"{name}: expected ({letter}, {len(embds)}), a column for each expert, or ({len(embds)},) for one {items}, "
+            f"got {tuple(matrix.shape)}"
+        )
+    rows = tuple(matrix.shape[:-1])
+    for expert, x in embds.items():
+        if x.ndim != matrix.ndim or tuple(x.shape[:-1]) != rows or not x.shape[-1]:
+            expected = ", ".join([*map(str, rows), "D"])
+            raise ValueError(f"embds[{expert!r}]: expected ({expected}) as {name} has it, got {tuple(x.shape)}")
+    tensors = [x for x in (*embds.values(), matrix) if isinstance(x, Tensor)]
+    if tensors:
+        embds = {expert: x if isinstance(x, Tensor) else _on(tensors[0], x) for expert, x in embds.items()}
+        devices = {str(x.device) for x in embds.values() if isinstance(x, Tensor)}
+        if len(devices) > 1:
+            raise ValueError(f"embds: expected all experts on one device, got {sorted(devices)}")
+        matrix = _on(next(iter(embds.values())), matrix)
+    object.__setattr__(side, "embds", embds)
+    object.__setattr__(side, name, matrix)
+
+
+def _on(other: Array, array: Array) -> Tensor:
+    return as_tensor(array).to(as_tensor(other).device)
+
+
+def _length(matrix: Array, item: str) -> int:
+    if matrix.ndim == 1:
+        raise TypeError(f"the embeddings of a single {item} have no rows")
+    return len(matrix)
+
+
+def _checked_rows(rows: Rows, size: int) -> int | slice | np.ndarray:
+    """The rows as an integer, a slice, or a NumPy array of integers or bools that fits `size` rows."""
+    if isinstance(rows, slice):
+        return rows
+    if isinstance(rows, tuple | bool | np.bool_ | str) or rows is None or rows is Ellipsis:
+        raise TypeError(f"rows: expected a row, a slice, row numbers or a mask, got {rows!r}")
+    picked = np.asarray(rows) if isinstance(rows, int | np.integer) else as_numpy(real_array(rows, "rows"))
+    if picked.ndim > 1:
+        raise TypeError(f"rows: expected one axis, got {tuple(picked.shape)}")
+    if picked.dtype == bool:
+        if len(picked) != size:
+            raise IndexError(f"rows: expected a mask of {size}, got {len(picked)}")
+        return picked
+    if picked.dtype.kind == "f" and picked.size:
+        raise TypeError(f"rows: expected integers, got {picked.dtype}")
+    outside = (picked < -size) | (picked >= size)
+    if outside.any():
+        raise IndexError(f"rows: expected {-size} to {size - 1}, got {picked[outside].flat[0]}")
+    return int(picked) if picked.ndim == 0 else picked.astype(np.int64)
+
+
+def _whole_groups(rows: int | slice | np.ndarray, size: int, group: int) -> bool:
+    """True where the rows are all of some groups of `group` rows, each group's side by side."""
+    if group == 1:
+        return True
+    picked = np.atleast_1d(np.arange(size)[rows])
+    if len(picked) % group:
+        return False
+    groups = picked.reshape(-1, group)
+    first = groups.min(1, keepdims=True, initial=size) // group * group
+    return bool((np.sort(groups, axis=1) == first + np.arange(group)).all())
+
+
+# --- inside: small things ---------------------------------------------------------------------------------
+
+
+def _pick(array: Array, rows: int | slice | np.ndarray) -> Array:
+    if isinstance(array, np.ndarray):
+        return array[rows]
+    if isinstance(rows, slice) and (rows.step or 1) < 0:  # PyTorch has no negative steps
+        rows = np.arange(len(array))[rows]
+    return array[as_tensor(rows).to(array.device)] if isinstance(rows, np.ndarray) else array[rows]
+
+
+def _joint(embds: Mapping[str, Array], scale: Array) -> Array:
+    blocks = [as_tensor(embd) for embd in embds.values()]
+    scales = as_tensor(scale).to(blocks[0].dtype).split(1, dim=-1)
+    joint = torch.cat([block * factor for block, factor in zip(blocks, scales, strict=True)], dim=-1)
     return joint.numpy() if isinstance(scale, np.ndarray) else joint
 
 
+def _concatenate_videos(parts: list[VideoEmbeddings]) -> VideoEmbeddings:
+    return VideoEmbeddings(_concatenate_embds(parts), _cat([part.available for part in parts]), parts[0].model)
+
+
+def _concatenate_texts(parts: list[TextEmbeddings]) -> TextEmbeddings:
+    embds = _concatenate_embds(parts)
+    counts = {part.captions_per_video for part in parts}
+    if len(counts) > 1:
+        raise ValueError(f"concatenate: expected the same number of captions per video, got {sorted(counts)}")
+    return TextEmbeddings(embds, _cat([part.weights for part in parts]), counts.pop(), parts[0].model)
+
+
+def _concatenate_embds(parts: Sequence[Embeddings]) -> dict[str, Array]:
+    for part in parts[1:]:
+        check_same_model("concatenate", parts[0], part)
+    return {name: _cat([part.embds[name] for part in parts]) for name in parts[0].experts}
+
+
 def _cat(arrays: list[Array]) -> Array:
-    return np.concatenate(arrays) if isinstance(arrays[0], np.ndarray) else torch.cat(arrays)
+    if all(isinstance(x, np.ndarray) for x in arrays):
+        return np.concatenate([x for x in arrays if isinstance(x, np.ndarray)])
+    tensors = [x for x in arrays if isinstance(x, Tensor)]
+    if len(tensors) < len(arrays):
+        raise TypeError("concatenate: expected NumPy arrays only, or tensors only, got both")
+    devices = {str(x.device) for x in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"concatenate: expected tensors on one device, got {sorted(devices)}")
+    return torch.cat(tensors)
 
 
-def _tensor(x: Array) -> Tensor:
-    if not isinstance(x, np.ndarray):
-        return x
-    with warnings.catch_warnings():  # PyTorch warns about read-only memory, although nothing here writes to it
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(x)
+def _summary(embds: Mapping[str, Array]) -> str:
+    first = next(iter(embds.values()))
+    dims = ", ".join(f"{name} ({x.shape[-1]})" for name, x in embds.items())
+    kind = f"NumPy {first.dtype}" if isinstance(first, np.ndarray) else f"{first.dtype} on {first.device}"
+    return f"{dims}, {kind}"
+
+
+def _shortened(text: Any, most: int = 24) -> str:
+    text = str(text)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,9 +1,9 @@
-"""How well sentences find their videos, and videos their sentences.
+"""Figures of retrieval, from texts to their videos and from videos to their texts.
 
 Recall at K (R@K), median and mean rank (MdR, MnR), and the geometric mean of R@1, R@5 and R@10, in both
 directions, as the paper reports them (section 4). Where scores are equal, the order is arbitrary; the figures
-are the averages over all orders of the equal ones (for the median: the median of each query's average rank),
-so that a model which gives every pair the same score is at chance and not at 0 or 100%.
+are the averages over all orders of the equal ones (for the median: the median of each query's average rank).
+A model that gives every pair the same score is at chance, not at 0 or 100%.
 
 Text to video: each caption is a query, its video the only right answer. Video to text: each video that has
 captions is a query, ranked by the best of its own captions.
@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .embeddings import Array, TextEmbeddings, VideoEmbeddings, check_pair, similarity_tiles
+from ..base.slices import slices
+from .arrays import ArrayLike, as_tensor, real_array
+from .embeddings import TextEmbeddings, VideoEmbeddings
+from .normalise import QueryBank
+from .similarity import TEXTS, check_pair, score_tiles
 
 RECALLS = (1, 5, 10, 50)
 
@@ -28,13 +31,13 @@ Tiles = Iterator[tuple[slice, slice, Tensor]]
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """One direction's figures. Recalls are percentages of the queries, 0 to 100; ranks begin at 1.
+    """The figures of one direction. Recalls are percentages of the queries, 0 to 100; ranks begin at 1.
 
     Attributes:
-        r1, r5, r10, r50: queries whose answer is among the first 1, 5, 10, 50.
+        r1, r5, r10, r50: share of the queries whose answer is among the first 1, 5, 10, 50.
         median_rank, mean_rank: of the answers.
         geometric_mean: of r1, r5 and r10.
-        queries: how many were asked.
+        queries: the number of queries.
     """
 
     r1: float
@@ -47,9 +50,9 @@ class RetrievalMetrics:
     queries: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Figures of both directions; printed as a table."""
+    """Figures of both directions; printed as a table, in a notebook, too."""
 
     text_to_video: RetrievalMetrics
     video_to_text: RetrievalMetrics
@@ -67,42 +70,54 @@ class Evaluation:
         ]
         return "\n".join([head, *rows])
 
+    __repr__ = __str__
 
-def evaluate(text: TextEmbeddings, video: VideoEmbeddings, targets: Any = None, query_mask: Any = None) -> Evaluation:
-    """Figures from embeddings, by CE's own score; the scores are made twice, in tiles, and never held at once.
+
+def evaluate(
+    text: TextEmbeddings,
+    video: VideoEmbeddings,
+    targets: ArrayLike | None = None,
+    query_mask: ArrayLike | None = None,
+    bank: QueryBank | None = None,
+) -> Evaluation:
+    """Figures from embeddings, by CE's own score. The scores are made twice, in tiles, and never held at once.
 
     Args:
         targets: (T,) integers, the row of the video that each text describes; None where the texts are K
             captions for each video, a video's side by side.
         query_mask: (T,) of 1 and 0; texts with 0 are left out, as queries and as answers. None counts all.
+        bank: corrects the scores for hubs before the videos of a text are ranked. The texts of a video are ranked by
+            the uncorrected scores: subtracting the same bias from all of them would not change their order.
 
     Raises:
         TypeError, ValueError: as `similarity`, or targets or mask of another length, type or range.
 
     >>> import numpy as np
-    >>> text = TextEmbeddings({"motion": np.eye(3, dtype=np.float32)}, np.ones((3, 1), dtype=np.float32))
-    >>> video = VideoEmbeddings({"motion": np.eye(3, dtype=np.float32)[[1, 0, 2]]}, np.ones((3, 1), dtype=bool))
+    >>> text = TextEmbeddings({"motion": np.eye(3)}, weights=np.ones((3, 1)))
+    >>> video = VideoEmbeddings({"motion": np.eye(3)[[1, 0, 2]]}, available=np.ones((3, 1)))
     >>> evaluate(text, video, targets=[1, 0, 2]).text_to_video.r1
     100.0
     """
-    check_pair("evaluate", text, video)
-    for side, x, array in (("text", text, text.weights), ("video", video, video.available)):
-        if np.ndim(array) != 2:
-            raise ValueError(f"{side}: expected a batch of embeddings, got those of a single item")
-        if not len(x):
-            raise ValueError(f"{side}: expected at least one, got none")
+    _check_batches(text, video)
+    if bank is not None and not isinstance(bank, QueryBank):
+        raise TypeError(f"bank: expected a QueryBank, got {type(bank).__name__}")
+    if targets is None:
+        _check_captions(text, video)
+    target, used = _check_targets(targets, len(text), len(video)), _check_mask(query_mask, len(text))
 
     def tiles() -> Tiles:
-        for rows, columns, tile in similarity_tiles(text, video):
-            scores = torch.as_tensor(tile)
-            if bool(scores.isnan().any()):
+        for rows, columns, tile in score_tiles(text, video):
+            if bool(tile.isnan().any()):
                 raise ValueError("evaluate: expected finite embeddings, got NaN scores")
-            yield rows, columns, scores
+            yield rows, columns, tile
 
-    return _evaluate(tiles, len(text), len(video), targets, query_mask)
+    correction = None if bank is None else _Correction.of(bank, video)
+    return _evaluate(tiles, target, used, len(video), correction)
 
 
-def evaluate_scores(scores: Array, targets: Any = None, query_mask: Any = None) -> Evaluation:
+def evaluate_scores(
+    scores: ArrayLike, targets: ArrayLike | None = None, query_mask: ArrayLike | None = None
+) -> Evaluation:
     """Figures from a matrix of scores (T, B), texts x videos, higher is better; arguments as in `evaluate`.
 
     Raises:
@@ -110,67 +125,122 @@ def evaluate_scores(scores: Array, targets: Any = None, query_mask: Any = None) 
 
     >>> evaluate_scores([[0.9, 0.1], [0.8, 0.2]]).text_to_video.r1
     50.0
+    >>> evaluate_scores([[0.9, 0.1], [0.1, 0.8]])
+                    R@1    R@5   R@10   R@50    MdR    MnR  geo. mean  queries
+    text to video 100.0  100.0  100.0  100.0    1.0    1.0      100.0        2
+    video to text 100.0  100.0  100.0  100.0    1.0    1.0      100.0        2
     """
-    matrix = torch.as_tensor(scores)
-    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype == torch.bool or matrix.is_complex():
+    matrix = as_tensor(real_array(scores, "scores"))
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype == torch.bool:
         raise ValueError(f"scores: expected real numbers (T, B), got {matrix.dtype}, {tuple(matrix.shape)}")
     if bool(matrix.isnan().any()):
         raise ValueError("scores: expected numbers, got NaN")
-    size = len(matrix)
+    texts, videos = matrix.shape
+    target, used = _check_targets(targets, texts, videos), _check_mask(query_mask, texts)
 
     def tiles() -> Tiles:
-        for start in range(0, size, 1024):
-            rows = slice(start, min(start + 1024, size))
-            yield rows, slice(0, matrix.shape[1]), matrix[rows]
+        for rows in slices(texts, TEXTS):
+            yield rows, slice(0, videos), matrix[rows]
 
-    return _evaluate(tiles, *matrix.shape, targets, query_mask)
+    return _evaluate(tiles, target, used, videos)
 
 
 # --- inside -----------------------------------------------------------------------------------------------
 
 
-def _evaluate(tiles: Callable[[], Tiles], texts: int, videos: int, targets: Any, query_mask: Any) -> Evaluation:
-    target = _check_targets(targets, texts, videos)
-    used = _check_mask(query_mask, texts)
-    own = _own_scores(tiles(), target)
-    best, best_count = _best_of_videos(own, target, used, videos)
-    counts = _Counts(texts, videos)
+@dataclass(frozen=True)
+class _Correction:
+    """The biases of a query bank.
+
+    Attributes:
+        biases: (B,) float64, subtracted from the scores of texts that are corrected.
+        activated: (B,) bool; a text is corrected if its best video is activated.
+    """
+
+    biases: Tensor
+    activated: Tensor
+
+    @classmethod
+    def of(cls, bank: QueryBank, video: VideoEmbeddings) -> _Correction:
+        return cls(torch.from_numpy(bank.biases(video)), torch.from_numpy(bank.activated(video)))
+
+    def apply(self, scores: Tensor, best: Tensor, columns: slice | Tensor) -> Tensor:
+        """Scores of texts whose best videos are given, (n, videos) or (n,), with the videos of `columns`; float64."""
+        corrected = self.activated[best].to(scores.device, torch.float64)
+        biases = self.biases[columns].to(scores.device)
+        return scores.double() - biases * (corrected[:, None] if scores.ndim == 2 else corrected)
+
+
+def _evaluate(
+    tiles: Callable[[], Tiles], target: Tensor, used: Tensor, videos: int, correction: _Correction | None = None
+) -> Evaluation:
+    """Figures from the tiles of scores, which are asked for twice.
+
+    Args:
+        target: (T,) int64, the row of each text's video.
+        used: (T,) bool, the texts that count.
+        correction: what is subtracted before the videos of a text are ranked.
+    """
+    target_scores, best_videos = _first_pass(tiles(), target, with_best=correction is not None)
+    best_captions, best_count = _best_of_videos(target_scores, target, used, videos)
+    counts = _Counts(len(target), videos)
     for rows, columns, tile in tiles():
-        counts.add(rows, columns, _with_own(tile, rows, columns, own, target), own, best, used)
+        scores, limits = _with_target_scores(tile, rows, columns, target_scores, target), target_scores[rows]
+        asked = scores if bool(used[rows].all()) else scores[used[rows].to(scores.device)]
+        counts.add_to_videos(columns, asked, best_captions[columns])
+        if correction is not None:
+            limits = correction.apply(limits, best_videos[rows], target[rows])
+            scores = correction.apply(scores, best_videos[rows], columns)
+        counts.add_to_texts(rows, scores, limits)
     above, ties = counts.of_texts
     text_to_video = _metrics(above[used], ties[used] - 1, torch.ones_like(above[used]))
-    asked = best_count > 0
+    has_texts = best_count > 0
     above, ties = counts.of_videos
-    video_to_text = _metrics(above[asked], (ties - best_count)[asked], best_count[asked])
+    video_to_text = _metrics(above[has_texts], (ties - best_count)[has_texts], best_count[has_texts])
     return Evaluation(text_to_video, video_to_text)
 
 
-def _check_targets(targets: Any, texts: int, videos: int) -> Tensor:
+def _check_batches(text: TextEmbeddings, video: VideoEmbeddings) -> None:
+    check_pair("evaluate", text, video)
+    for side, x, array in (("text", text, text.weights), ("video", video, video.available)):
+        if array.ndim != 2:
+            raise ValueError(f"{side}: expected a batch of embeddings, got those of a single item")
+        if not len(x):
+            raise ValueError(f"{side}: expected at least one, got none")
+
+
+def _check_captions(text: TextEmbeddings, video: VideoEmbeddings) -> None:
+    captions = text.captions_per_video
+    if captions > 1 and len(text) != captions * len(video):
+        raise ValueError(
+            f"targets: expected the video of each text, since {len(text)} texts are not {captions} captions for each "
+            f"of {len(video)} videos"
+        )
+
+
+def _check_targets(targets: ArrayLike | None, texts: int, videos: int) -> Tensor:
     if targets is None:
         if texts % videos:
             raise ValueError(
                 f"targets: expected the video of each text, since {texts} texts are no multiple of {videos} videos"
             )
         return torch.arange(texts) // (texts // videos)
-    targets = targets if isinstance(targets, Tensor) else np.array(targets)
-    if isinstance(targets, np.ndarray) and targets.dtype.kind not in "iufcb":
-        raise TypeError(f"targets: expected integers, the rows of the videos, got {targets.dtype}")
-    target = torch.as_tensor(targets).cpu()
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"targets: expected integers, got {target.dtype}")
+    target = as_tensor(real_array(targets, "targets")).cpu()
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"targets: expected integers, the rows of the videos, got {target.dtype}")
     if tuple(target.shape) != (texts,):
         raise ValueError(f"targets: expected ({texts},), the row of each text's video, got {tuple(target.shape)}")
-    target = target.long()  # first, since PyTorch does not compare unsigned integers
+    target = target.long()
     wrong = ((target < 0) | (target >= videos)).nonzero().flatten()
     if len(wrong):
         raise ValueError(f"targets, row {wrong[0]}: expected 0 to {videos - 1}, got {target[wrong[0]]}")
     return target
 
 
-def _check_mask(query_mask: Any, texts: int) -> Tensor:
+def _check_mask(query_mask: ArrayLike | None, texts: int) -> Tensor:
     if query_mask is None:
         return torch.ones(texts, dtype=torch.bool)
-    mask = torch.as_tensor(query_mask).cpu()
+    mask = as_tensor(real_array(query_mask, "query_mask")).cpu()
     if tuple(mask.shape) != (texts,) or not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"query_mask: expected ({texts},) of 0 and 1, got {tuple(mask.shape)} {mask.dtype}")
     if not bool(mask.any()):
@@ -178,57 +248,71 @@ def _check_mask(query_mask: Any, texts: int) -> Tensor:
     return mask.bool()
 
 
-def _own_positions(rows: slice, columns: slice, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Where in a tile the texts meet their own videos: (row, column) within the tile."""
-    own = target[rows] - columns.start
-    inside = ((own >= 0) & (own < columns.stop - columns.start)).nonzero().flatten()
-    return inside, own[inside]
-
-
-def _own_scores(tiles: Tiles, target: Tensor) -> Tensor:
-    """(T,): the score of each text with its own video."""
-    own = None
+def _first_pass(tiles: Tiles, target: Tensor, with_best: bool) -> tuple[Tensor, Tensor]:
+    """The score of each text with its own video, and, if asked for, the row of its best video; (T,) each."""
+    target_scores, best, best_videos = torch.empty(0), torch.empty(0), torch.zeros_like(target)
     for rows, columns, tile in tiles:
-        own = torch.empty(len(target), dtype=tile.dtype) if own is None else own
-        at_row, at_column = _own_positions(rows, columns, target)
-        own[rows.start + at_row] = tile[at_row.to(tile.device), at_column.to(tile.device)].cpu()
-    return own
+        if not len(target_scores):
+            target_scores, best = torch.empty(2, len(target), dtype=tile.dtype).fill_(_lowest(tile.dtype))
+        at_row, at_column = _target_positions(rows, columns, target)
+        target_scores[rows.start + at_row] = tile[at_row.to(tile.device), at_column.to(tile.device)].cpu()
+        if with_best:
+            highest, column = (x.cpu() for x in tile.max(1))
+            better = highest > best[rows]
+            best[rows] = torch.where(better, highest, best[rows])
+            best_videos[rows] = torch.where(better, column + columns.start, best_videos[rows])
+    return target_scores, best_videos
 
 
-def _with_own(tile: Tensor, rows: slice, columns: slice, own: Tensor, target: Tensor) -> Tensor:
-    """The tile with the own scores as they came the first time: a product is not promised to round alike twice."""
-    at_row, at_column = _own_positions(rows, columns, target)
-    here = own[rows.start + at_row]
-    if torch.equal(tile[at_row.to(tile.device), at_column.to(tile.device)].cpu(), here):
+def _target_positions(rows: slice, columns: slice, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The places in a tile where texts meet their own videos: (row, column) within the tile."""
+    column = target[rows] - columns.start
+    inside = ((column >= 0) & (column < columns.stop - columns.start)).nonzero().flatten()
+    return inside, column[inside]
+
+
+def _with_target_scores(tile: Tensor, rows: slice, columns: slice, target_scores: Tensor, target: Tensor) -> Tensor:
+    """The tile with the texts' scores with their own videos as the first pass gave them.
+
+    The same product may round differently the second time, and no score must be better than itself.
+    """
+    at_row, at_column = _target_positions(rows, columns, target)
+    expected = target_scores[rows.start + at_row]
+    if torch.equal(tile[at_row.to(tile.device), at_column.to(tile.device)].cpu(), expected):
         return tile
     tile = tile.clone()
-    tile[at_row.to(tile.device), at_column.to(tile.device)] = here.to(tile.device)
+    tile[at_row.to(tile.device), at_column.to(tile.device)] = expected.to(tile.device)
     return tile
 
 
-def _best_of_videos(own: Tensor, target: Tensor, used: Tensor, videos: int) -> tuple[Tensor, Tensor]:
-    """The best score of each video's own texts, (B,), and how many of them have it, 0 without texts."""
-    target, own = target[used], own[used]
-    lowest = -torch.inf if own.is_floating_point() else torch.iinfo(own.dtype).min
-    best = own.new_full((videos,), lowest).scatter_reduce_(0, target, own, "amax")
-    count = torch.zeros(videos, dtype=torch.long).index_add_(0, target, (own == best[target]).long())
+def _best_of_videos(target_scores: Tensor, target: Tensor, used: Tensor, videos: int) -> tuple[Tensor, Tensor]:
+    """The best score of each video's own texts, (B,), and the number of them that have it, 0 without texts."""
+    target, scores = target[used], target_scores[used]
+    best = scores.new_full((videos,), _lowest(scores.dtype)).scatter_reduce_(0, target, scores, "amax")
+    count = torch.zeros(videos, dtype=torch.long).index_add_(0, target, (scores == best[target]).long())
     return best, count
 
 
+def _lowest(dtype: torch.dtype) -> float:
+    return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
 class _Counts:
-    """How many scores are above, and how many equal to, that of the right answer; of texts and of videos."""
+    """The numbers of scores above, and equal to, that of the right answer, for each text and each video."""
 
     def __init__(self, texts: int, videos: int) -> None:
         self.of_texts = torch.zeros(2, texts, dtype=torch.long)
         self.of_videos = torch.zeros(2, videos, dtype=torch.long)
 
-    def add(self, rows: slice, columns: slice, tile: Tensor, own: Tensor, best: Tensor, used: Tensor) -> None:
-        device = tile.device
-        mine, theirs = own[rows, None].to(device), best[columns].to(device)
-        self.of_texts[:, rows] += torch.stack([(tile > mine).sum(1), (tile == mine).sum(1)]).cpu()
-        if not bool(used[rows].all()):
-            tile = tile[used[rows].to(device)]
-        self.of_videos[:, columns] += torch.stack([(tile > theirs).sum(0), (tile == theirs).sum(0)]).cpu()
+    def add_to_texts(self, rows: slice, scores: Tensor, limits: Tensor) -> None:
+        """Count a tile's videos, for texts with the given scores of their right answers, (rows,)."""
+        limits = limits[:, None].to(scores.device)
+        self.of_texts[:, rows] += torch.stack([(scores > limits).sum(1), (scores == limits).sum(1)]).cpu()
+
+    def add_to_videos(self, columns: slice, scores: Tensor, limits: Tensor) -> None:
+        """Count a tile's texts, for videos with the given scores of their right answers, (columns,)."""
+        limits = limits.to(scores.device)
+        self.of_videos[:, columns] += torch.stack([(scores > limits).sum(0), (scores == limits).sum(0)]).cpu()
 
 
 def _metrics(above: Tensor, ties: Tensor, answers: Tensor) -> RetrievalMetrics:
@@ -239,12 +323,15 @@ def _metrics(above: Tensor, ties: Tensor, answers: Tensor) -> RetrievalMetrics:
     """
     above, ties, answers = above.double(), ties.double(), answers.double()
     ranks = (1 + above + ties / (answers + 1)).numpy()
-    recalls = [float(_found_within(k, above, ties, answers).mean()) * 100 for k in RECALLS]
+    r1, r5, r10, r50 = (float(_found_within(k, above, ties, answers).mean()) * 100 for k in RECALLS)
     return RetrievalMetrics(
-        *recalls,
+        r1=r1,
+        r5=r5,
+        r10=r10,
+        r50=r50,
         median_rank=float(np.median(ranks)),
         mean_rank=float(ranks.mean()),
-        geometric_mean=float(np.prod(recalls[:3]) ** (1 / 3)),
+        geometric_mean=float((r1 * r5 * r10) ** (1 / 3)),
         queries=len(ranks),
     )
 

@@ -225,3 +225,18 @@ def same_features(a, b):
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b, equal_nan=True)
     return all((x is None) == (y is None) and (x is None or np.array_equal(x, y)) for x, y in zip(a, b, strict=True))
+
+
+def exact_scores(text, video):
+    """The definition, in float64, pair by pair."""
+    scores = np.zeros((len(text), len(video)))
+    for t in range(len(text)):
+        for v in range(len(video)):
+            available = [name for m, name in enumerate(video.experts) if video.available[v, m]]
+            weights = {name: float(text.weights[t, video.experts.index(name)]) for name in available}
+            cosine = {
+                name: text.embds[name][t].astype(float) @ video.embds[name][v].astype(float) for name in available
+            }
+            if available:
+                scores[t, v] = sum(weights[n] * cosine[n] for n in available) / sum(weights.values())
+    return scores

@@ -42,8 +42,11 @@ sys.modules["towhee"] = None
 package = types.ModuleType("collaborative_experts")
 package.__path__ = [sys.argv[1]]
 sys.modules["collaborative_experts"] = package
-import collaborative_experts.retrieval.evaluation
 import collaborative_experts.retrieval.embeddings
+import collaborative_experts.retrieval.evaluation
+import collaborative_experts.retrieval.explain
+import collaborative_experts.retrieval.normalise
+import collaborative_experts.retrieval.similarity
 """
 
 

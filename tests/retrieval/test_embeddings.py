@@ -1,13 +1,11 @@
-"""Scores against their definition in float64, in tiles, from any array type; explanations; what is refused."""
+"""Embeddings: checked when they are made, sliced, concatenated, printed; made by one model or another."""
 
-import importlib
+import doctest
 import json
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from collaborative_experts import (
     CollaborativeExperts,
@@ -15,157 +13,18 @@ from collaborative_experts import (
     TextEmbeddings,
     VideoEmbeddings,
     concatenate,
-    explain,
+    evaluate,
     similarity,
-    similarity_tiles,
 )
 from collaborative_experts.retrieval import embeddings
-from helpers import SMALL, cenet, random_embeddings, random_inputs, run_cenet
-
-
-def exact_scores(text, video):
-    """The definition, in float64, pair by pair."""
-    scores = np.zeros((len(text), len(video)))
-    for t in range(len(text)):
-        for v in range(len(video)):
-            there = [name for m, name in enumerate(video.experts) if video.available[v, m]]
-            weights = {name: float(text.weights[t, video.experts.index(name)]) for name in there}
-            cosine = {name: text.embds[name][t].astype(float) @ video.embds[name][v].astype(float) for name in there}
-            if there:
-                scores[t, v] = sum(weights[n] * cosine[n] for n in there) / sum(weights.values())
-    return scores
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    texts=st.integers(0, 7), videos=st.integers(0, 9), experts=st.integers(1, 4), missing=st.sampled_from([0, 0.4, 1])
-)
-def test_scores_by_definition_in_tiles_of_any_size(texts, videos, experts, missing):
-    text, video = random_embeddings(texts, videos, experts, missing=missing)
-    exact = exact_scores(text, video)
-    before = embeddings.TEXTS, embeddings.VIDEOS
-    try:
-        for embeddings.TEXTS, embeddings.VIDEOS in (before, (2, 3), (1, 1)):
-            scores = similarity(text, video)
-            assert scores.shape == exact.shape
-            assert np.abs(scores - exact).max(initial=0) < 1e-6
-            found = np.full(exact.shape, np.nan)
-            for rows, columns, tile in similarity_tiles(text, video):
-                assert isinstance(tile, np.ndarray)
-                found[rows, columns] = tile
-            assert np.array_equal(found, scores)
-    finally:
-        embeddings.TEXTS, embeddings.VIDEOS = before
-
-
-def test_torch_numpy_and_read_only_agree():
-    text, video = random_embeddings(4, 6)
-    expected = similarity(text, video)
-    as_torch = similarity(
-        TextEmbeddings({k: torch.tensor(x) for k, x in text.embds.items()}, torch.tensor(text.weights)),
-        VideoEmbeddings({k: torch.tensor(x) for k, x in video.embds.items()}, torch.tensor(video.available)),
-    )
-    assert isinstance(as_torch, torch.Tensor)
-    assert np.array_equal(as_torch.numpy(), expected)
-    for x in (*text.embds.values(), text.weights, *video.embds.values(), video.available):
-        x.flags.writeable = False
-    assert np.array_equal(similarity(text, video), expected)
-
-
-def test_nan_where_missing_does_not_matter():
-    text, video = random_embeddings(4, 6)
-    expected = similarity(text, video)
-    for m, name in enumerate(video.experts):
-        video.embds[name][~video.available[:, m]] = np.nan
-    assert np.array_equal(similarity(text, video), expected)
-
-
-def test_several_captions_as_cenets_avg():
-    """CENet's `merge_caption_similiarities="avg"` gives one row a video; ours is the same from K captions."""
-    model = cenet(SMALL)
-    experts, ind, text = random_inputs(SMALL, videos=6, captions=3)
-    ind["face"] = np.array([1, 0, 1, 1, 0, 1])
-    theirs = importlib.import_module(type(model).__module__).sharded_cross_view_inner_product
-    exact = run_cenet(model, experts, ind, text)
-    op_text, op_video = as_embeddings(exact, ind, model, text)
-    expected = theirs(
-        {k: x.float() for k, x in exact["vid_embds"].items()},
-        {k: x.float().reshape(6, 3, -1) for k, x in exact["text_embds"].items()},
-        torch.tensor(op_text.weights),
-        list(SMALL.expert_names),
-        l2renorm=False,
-        ind={k: torch.tensor(x).float() for k, x in ind.items()},
-        keep_missing_modalities=False,
-        merge_caption_similiarities="avg",
-    )
-    scores = similarity(op_text, op_video, captions="mean")
-    assert scores.shape == (6, 6)
-    assert np.abs(scores - expected.numpy()).max() < 1e-6
-    assert np.abs(similarity(op_text, op_video).reshape(6, 3, 6).mean(1) - scores).max() < 1e-6
-
-
-def as_embeddings(exact, ind, model, text):
-    tokens = torch.as_tensor(text).flatten(0, 1)
-    with torch.no_grad():
-        weights = model.ce.moe_fc(model.text_pooling(tokens)).softmax(1)
-    texts = {k: x.float().flatten(0, -2).numpy() for k, x in exact["text_embds"].items()}
-    videos = {k: x.float().numpy() for k, x in exact["vid_embds"].items()}
-    available = np.stack([ind[name] == 1 for name in SMALL.expert_names], axis=1)
-    return TextEmbeddings(texts, weights.numpy(), captions=3), VideoEmbeddings(videos, available)
+from helpers import SMALL, cenet, random_embeddings, random_inputs
 
 
 def test_the_operator_says_how_many_captions(small_op):
     text = np.random.default_rng(0).standard_normal((2, 3, 7, 24))
-    assert small_op.encode_text(text).captions == 3
-    assert small_op.encode_text(text[:, 0]).captions == 1
+    assert small_op.encode_text(text).captions_per_video == 3
+    assert small_op.encode_text(text[:, 0]).captions_per_video == 1
     assert len(small_op.encode_text(text)) == 6
-
-
-class TestExplain:
-    def test_shares_sum_to_the_score(self):
-        text, video = random_embeddings(3, 8)
-        scores = similarity(text, video)
-        for i in range(3):
-            for j in range(8):
-                found = explain(text, video, i, j)
-                assert abs(found.score - scores[i, j]) < 1e-6
-                assert abs(found.shares.sum() - found.score) < 1e-6
-                assert (found.shares[~found.available] == 0).all()
-                assert np.array_equal(found.available, video.available[j])
-                assert np.array_equal(found.weights, text.weights[i])
-
-    def test_single_items_need_no_index(self):
-        text, video = random_embeddings(3, 8)
-        assert explain(text[1], video[2]).score == explain(text, video, 1, 2).score
-
-    def test_a_video_without_experts_scores_0(self):
-        text, video = random_embeddings(1, 1, missing=1)
-        assert explain(text, video).score == 0
-
-    def test_prints_a_table(self):
-        text, video = random_embeddings(1, 1, missing=0)
-        video.available[0, 1] = False
-        lines = str(explain(text, video)).splitlines()
-        assert [line.split()[0] for line in lines] == ["expert", "e0", "e1", "e2", "score"]
-        assert lines[2].endswith("missing")
-        assert float(lines[-1].split()[1]) == pytest.approx(explain(text, video).score, abs=1e-3)
-
-    def test_plots(self, tmp_path):
-        matplotlib = pytest.importorskip("matplotlib")
-        matplotlib.use("agg")
-        text, video = random_embeddings(1, 1)
-        found = explain(text, video)
-        ax = found.plot()
-        assert [bar.get_width() for bar in ax.patches] == pytest.approx(found.shares.tolist())
-        ax.figure.savefig(tmp_path / "plot.png")
-        assert found.plot(ax) is ax
-
-    def test_there_must_be_such_an_item(self):
-        text, video = random_embeddings(3, 8)
-        with pytest.raises(IndexError, match="i: expected an index below 3, got 3"):
-            explain(text, video, 3, 0)
-        with pytest.raises(IndexError, match="j: expected an index below 8, got -9"):
-            explain(text, video, 0, -9)
 
 
 class TestConcatenate:
@@ -178,13 +37,18 @@ class TestConcatenate:
 
     def test_keeps_model_and_captions(self):
         identity = ModelIdentity("{}", "1")
-        text = TextEmbeddings({"a": np.ones((4, 1))}, np.ones((4, 1)), captions=2, model=identity)
+        text = TextEmbeddings({"a": np.ones((4, 1))}, np.ones((4, 1)), captions_per_video=2, model=identity)
         both = concatenate([text, text])
-        assert (both.captions, both.model, len(both)) == (2, identity, 8)
+        assert (both.captions_per_video, both.model, len(both)) == (2, identity, 8)
 
     def test_torch(self):
         video = VideoEmbeddings({"a": torch.ones(2, 3)}, torch.ones(2, 1, dtype=torch.bool))
         assert concatenate([video, video]).joint().shape == (4, 3)
+
+    def test_single_items(self):
+        text, video = random_embeddings(2, 2)
+        assert np.array_equal(similarity(text, concatenate([video[0], video[1]])), similarity(text, video))
+        assert len(concatenate([text[0], text])) == 3
 
     def test_what_does_not_fit(self):
         text, video = random_embeddings(5, 6)
@@ -193,10 +57,18 @@ class TestConcatenate:
             concatenate([])
         with pytest.raises(TypeError, match="got TextEmbeddings, VideoEmbeddings"):
             concatenate([text, video])
+        with pytest.raises(TypeError, match=r"concatenate: expected VideoEmbeddings only, .* got int"):
+            concatenate(5)
+        as_torch = VideoEmbeddings({k: torch.tensor(x) for k, x in video.embds.items()}, torch.tensor(video.available))
+        with pytest.raises(TypeError, match="concatenate: expected NumPy arrays only, or tensors only, got both"):
+            concatenate([video, as_torch])
+        wider = VideoEmbeddings({k: np.ones((1, 7)) for k in video.experts}, video.available[:1])
+        with pytest.raises(ValueError, match=r"concatenate: expert 'e0': .* same dimension, got 5 and 7"):
+            concatenate([video, wider])
         with pytest.raises(ValueError, match="same experts"):
             concatenate([video, others])
         with pytest.raises(ValueError, match="number of captions"):
-            concatenate([text, TextEmbeddings(text.embds, text.weights, captions=5)])
+            concatenate([text, TextEmbeddings(text.embds, text.weights, captions_per_video=5)])
 
 
 class TestIdentity:
@@ -225,7 +97,186 @@ class TestIdentity:
             similarity(text, VideoEmbeddings(video.embds, video.available, ModelIdentity("b", "1")))
 
 
-def test_captions_is_checked():
-    text, video = random_embeddings(2, 2)
-    with pytest.raises(ValueError, match="captions: expected 'each' or 'mean', got 'avg'"):
-        similarity(text, video, captions="avg")
+def grouped(videos=4, count=3):
+    text, _ = random_embeddings(videos * count, 1)
+    return TextEmbeddings(text.embds, text.weights, captions_per_video=count)
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("rows", "count"),
+        [
+            (slice(None), 3),
+            (slice(3, 9), 3),
+            ([6, 7, 8, 0, 1, 2], 3),
+            ([5, 3, 4], 3),
+            (np.repeat([True, False, True, False], 3), 3),
+            (slice(0, 0), 3),
+            ([], 3),
+            (slice(None, None, -1), 3),
+            (slice(None, None, 3), 1),  # one caption of each video
+            (slice(1, 4), 1),  # as many as a video has, but of two
+            (slice(0, 4), 1),
+            ([0, 0, 1], 1),
+            ([0, 1, 3, 2, 4, 5], 1),
+            (np.arange(12) != 5, 1),
+            (5, 1),
+            (-1, 1),
+        ],
+    )
+    @pytest.mark.parametrize("as_torch", [False, True])
+    def test_captions_per_video_are_kept_for_whole_videos(self, rows, count, as_torch):
+        text = grouped()
+        expected = text.embds["e1"][np.array(rows, dtype=int) if isinstance(rows, list) else rows]
+        if as_torch:
+            text = TextEmbeddings({k: torch.tensor(x) for k, x in text.embds.items()}, torch.tensor(text.weights), 3)
+        picked = text[rows]
+        assert np.array_equal(np.asarray(picked.embds["e1"]), expected)
+        assert picked.captions_per_video == count
+
+    def test_the_mean_of_some_videos_is_that_of_all(self):
+        text, (_, video) = grouped(), random_embeddings(1, 4)
+        means = similarity(text, video, captions="mean")
+        assert np.array_equal(similarity(text[3:9], video, captions="mean"), means[1:3])
+
+    def test_any_kind_of_row_numbers(self):
+        text, video = random_embeddings(5, 6)
+        as_torch = VideoEmbeddings({k: torch.tensor(x) for k, x in video.embds.items()}, torch.tensor(video.available))
+        for rows in (
+            [4, 1],
+            np.array([4, 1], np.uint8),
+            np.array([4, 1], ">i8"),
+            torch.tensor([4, 1]),
+            (4 - np.arange(0, 4, 3)),
+        ):
+            for side in (video, as_torch):
+                assert np.array_equal(np.asarray(side[rows].embds["e0"]), video.embds["e0"][[4, 1]])
+        assert similarity(text, video[::-1]).tolist() == similarity(text, video)[:, ::-1].tolist()
+        assert len(list(video)) == 6
+
+    @pytest.mark.parametrize(
+        ("rows", "error", "message"),
+        [
+            (6, IndexError, "rows: expected -6 to 5, got 6"),
+            ([0, -7], IndexError, "rows: expected -6 to 5, got -7"),
+            ([True, False], IndexError, "rows: expected a mask of 6, got 2"),
+            ([0.5], TypeError, "rows: expected integers, got float64"),
+            ((0, 1), TypeError, "rows: expected a row, a slice, row numbers or a mask"),
+            ("a", TypeError, "rows: expected a row, a slice"),
+            (None, TypeError, "rows: expected a row, a slice"),
+            (True, TypeError, "rows: expected a row, a slice"),
+            ([[0, 1]], TypeError, r"rows: expected one axis, got \(1, 2\)"),
+        ],
+    )
+    def test_bad_rows(self, rows, error, message):
+        with pytest.raises(error, match=message):
+            random_embeddings(1, 6)[1][rows]
+
+    def test_a_single_item_has_no_rows(self):
+        text, video = random_embeddings(2, 2)
+        with pytest.raises(TypeError, match="the embeddings of a single text have no rows"):
+            text[0][0]
+        with pytest.raises(TypeError, match="the embeddings of a single video have no rows"):
+            len(video[0])
+
+
+ONES, FLAGS = np.ones((2, 3), dtype=np.float32), np.ones((2, 1), dtype=bool)
+CYCLE = []
+CYCLE.append(CYCLE)
+DEEP = [1.0]
+for _ in range(10_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("embds", "matrix", "error", "message"),
+    [
+        ([ONES], FLAGS, TypeError, "embds: expected a dict, got list"),
+        ({}, np.ones((2, 0)), ValueError, "embds: expected a dict of at least one expert"),
+        ({1: ONES}, FLAGS, ValueError, r"embds: expected a dict of .* name and embeddings, got \[1\]"),
+        ({"a": ONES, "b": ONES[:1]}, [[1, 1]] * 2, ValueError, r"embds\['b'\]: expected \(2, D\) .* got \(1, 3\)"),
+        ({"a": ONES[0]}, FLAGS, ValueError, r"embds\['a'\]: expected \(2, D\) as .* has it, got \(3,\)"),
+        ({"a": ONES[:, :0]}, FLAGS, ValueError, r"embds\['a'\]: expected \(2, D\) as .* has it, got \(2, 0\)"),
+        ({"a": ONES}, FLAGS[0], ValueError, r"embds\['a'\]: expected \(D\) as .* has it, got \(2, 3\)"),
+        ({"a": ONES}, np.ones((2, 2)), ValueError, r"expected \([BT], 1\), a column for each expert, .*, got \(2, 2\)"),
+        ({"a": ONES}, np.ones((1, 2, 1)), ValueError, r"expected \([BT], 1\), .*, got \(1, 2, 1\)"),
+        ({"a": ONES}, 1, ValueError, r"expected \([BT], 1\), .*, got \(\)"),
+        ({"a": [[1, 2, 3], [1, 2]]}, FLAGS, ValueError, r"embds\['a'\]: expected numbers in rows of equal length"),
+        ({"a": CYCLE}, FLAGS, ValueError, r"embds\['a'\]: expected numbers in rows of equal length"),
+        ({"a": DEEP}, FLAGS, ValueError, r"embds\['a'\]: expected numbers in rows of equal length"),
+        ({"a": [[10**400]] * 2}, FLAGS, ValueError, r"embds\['a'\]: expected numbers within the range of float64"),
+        ({"a": np.full((2, 3), 2**63, np.uint64)}, FLAGS, ValueError, r"embds\['a'\]: expected integers below 2\*\*63"),
+        ({"a": [["1"]] * 2}, FLAGS, TypeError, r"embds\['a'\]: expected real numbers, got <U1"),
+        ({"a": None}, FLAGS, TypeError, r"embds\['a'\]: expected real numbers, got NoneType"),
+        ({"a": {1.0}}, FLAGS, TypeError, r"embds\['a'\]: expected real numbers, got set"),
+        ({"a": ONES * 1j}, FLAGS, TypeError, r"embds\['a'\]: expected real numbers, got complex64"),
+        ({"a": torch.ones(2, 3) * 1j}, FLAGS, TypeError, r"embds\['a'\]: expected real numbers, got torch.complex64"),
+        ({"a": torch.ones(2, 3).to_sparse()}, FLAGS, TypeError, r"embds\['a'\]: expected a dense tensor"),
+        ({"a": torch.ones(2, 3, device="meta")}, FLAGS, TypeError, r"embds\['a'\]: expected a dense tensor"),
+    ],
+)  # fmt: skip
+def test_bad_arrays(embds, matrix, error, message):
+    """Both sides refuse the same, when they are made."""
+    for kind in (VideoEmbeddings, TextEmbeddings):
+        with pytest.raises(error, match=message):
+            kind(embds, matrix)
+
+
+def test_bad_attributes():
+    with pytest.raises(ValueError, match="available: expected 0 or 1, got 2"):
+        VideoEmbeddings({"a": ONES}, [[1], [2]])
+    with pytest.raises(ValueError, match=r"available: expected 0 or 1, got nan"):
+        VideoEmbeddings({"a": ONES}, [[1], [np.nan]])
+    with pytest.raises(TypeError, match="model: expected a ModelIdentity or None, got str"):
+        VideoEmbeddings({"a": ONES}, FLAGS, "model")
+    with pytest.raises(TypeError, match=r"captions_per_video: expected an integer, got 2\.0"):
+        TextEmbeddings({"a": ONES}, FLAGS, 2.0)
+    with pytest.raises(ValueError, match="captions_per_video: expected at least 1, got 0"):
+        TextEmbeddings({"a": ONES}, FLAGS, 0)
+    with pytest.raises(ValueError, match="captions_per_video: expected a divisor of the number of texts, 2, got 3"):
+        TextEmbeddings({"a": ONES}, FLAGS, 3)
+    with pytest.raises(ValueError, match="captions_per_video: expected a divisor of the number of texts, 1, got 2"):
+        TextEmbeddings({"a": ONES[0]}, FLAGS[0], 2)
+
+
+def test_good_arrays_are_not_copied():
+    video = VideoEmbeddings({"a": ONES}, FLAGS)
+    assert video.embds["a"] is ONES
+    assert video.available is FLAGS
+    tensor = torch.ones(2, 3, requires_grad=True)
+    assert TextEmbeddings({"a": tensor}, torch.ones(2, 1)).embds["a"].data_ptr() == tensor.data_ptr()
+
+
+def test_mixed_arrays_become_tensors():
+    video = VideoEmbeddings({"a": torch.ones(2, 3), "b": ONES}, np.ones((2, 2)))
+    assert all(isinstance(x, torch.Tensor) for x in (*video.embds.values(), video.available))
+
+
+def test_dimensions_of_experts_may_differ():
+    text = TextEmbeddings({"a": np.ones((1, 2)), "b": np.ones((1, 3))}, [[0.5, 0.5]])
+    video = VideoEmbeddings({"a": np.ones((1, 2)), "b": np.ones((1, 3))}, [[1, 1]])
+    assert similarity(text, video).tolist() == [[2.5]]
+    assert video.joint().shape == (1, 5)
+
+
+def test_prints_shapes_and_not_numbers():
+    text, video = random_embeddings(6, 4, experts=2, missing=0)
+    assert repr(video) == "<VideoEmbeddings: 4 videos, e0 (5), e1 (5), NumPy float32, 100% available>"
+    assert repr(video[0]) == "<VideoEmbeddings: one video, e0 (5), e1 (5), NumPy float32, 100% available>"
+    assert repr(video[:0]) == "<VideoEmbeddings: 0 videos, e0 (5), e1 (5), NumPy float32, none available>"
+    text = TextEmbeddings({k: torch.tensor(x) for k, x in text.embds.items()}, torch.tensor(text.weights), 3)
+    assert repr(text) == "<TextEmbeddings: 6 texts, 3 captions per video, e0 (5), e1 (5), torch.float32 on cpu>"
+    identity = ModelIdentity("{" + "x" * 5000 + "}", "a" * 64)
+    assert len(repr(identity)) < 120
+
+
+def test_evaluation_does_not_pair_some_videos_captions_with_all_videos():
+    text, (_, video) = grouped(videos=8, count=3), random_embeddings(1, 4)
+    with pytest.raises(ValueError, match=r"targets: .*, since 24 texts are not 3 captions for each of 4 videos"):
+        evaluate(text, video)
+    assert evaluate(text[:12], video).text_to_video.queries == 12
+
+
+def test_doctests():
+    assert doctest.testmod(embeddings).attempted > 0
+    assert doctest.testmod(embeddings).failed == 0

@@ -4,6 +4,7 @@ import doctest
 import itertools
 import json
 import statistics
+import warnings
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ def oracle(queries):
 
 
 def figures(metrics):
+    """The figures in the order of `oracle`."""
     return [
         metrics.r1, metrics.r5, metrics.r10, metrics.r50, metrics.median_rank, metrics.mean_rank,
         metrics.geometric_mean, metrics.queries,
@@ -53,9 +55,9 @@ def check(scores, targets, mask):
         for v in range(videos)
         if any(targets[t] == v and mask[t] for t in range(texts))
     ]
-    found = evaluate_scores(scores, targets, mask)
-    assert figures(found.text_to_video) == pytest.approx(oracle(t2v), abs=1e-9)
-    assert figures(found.video_to_text) == pytest.approx(oracle(v2t), abs=1e-9)
+    result = evaluate_scores(scores, targets, mask)
+    assert figures(result.text_to_video) == pytest.approx(oracle(t2v), abs=1e-9)
+    assert figures(result.video_to_text) == pytest.approx(oracle(v2t), abs=1e-9)
 
 
 @st.composite
@@ -83,12 +85,12 @@ def test_large_ranks_without_ties():
 
 
 def test_a_constant_matrix_is_at_chance():
-    found = evaluate_scores(np.zeros((300, 100)))
-    assert figures(found.text_to_video)[:6] == pytest.approx([1, 5, 10, 50, 50.5, 50.5])
+    result = evaluate_scores(np.zeros((300, 100)))
+    assert figures(result.text_to_video)[:6] == pytest.approx([1, 5, 10, 50, 50.5, 50.5])
     # The first of 3 right answers among 300 in random order.
-    assert found.video_to_text.mean_rank == pytest.approx(1 + 297 / 4)
+    assert result.video_to_text.mean_rank == pytest.approx(1 + 297 / 4)
     missed = np.prod([(297 - i) / (300 - i) for i in range(50)])
-    assert found.video_to_text.r50 == pytest.approx(100 * (1 - missed))
+    assert result.video_to_text.r50 == pytest.approx(100 * (1 - missed))
 
 
 def test_perfect_and_worst():
@@ -102,15 +104,15 @@ def test_perfect_and_worst():
 
 @pytest.mark.parametrize("tile", [(1024, 4096), (7, 5), (1, 1)])
 def test_from_embeddings_as_from_their_scores(tile, monkeypatch):
-    monkeypatch.setattr("collaborative_experts.retrieval.embeddings.TEXTS", tile[0])
-    monkeypatch.setattr("collaborative_experts.retrieval.embeddings.VIDEOS", tile[1])
+    monkeypatch.setattr("collaborative_experts.retrieval.similarity.TEXTS", tile[0])
+    monkeypatch.setattr("collaborative_experts.retrieval.similarity.VIDEOS", tile[1])
     text, video = random_embeddings(60, 20)
     targets = np.random.default_rng(1).integers(0, 20, 60)
     mask = np.arange(60) % 7 > 0
-    found = evaluate(text, video, targets, mask)
+    result = evaluate(text, video, targets, mask)
     expected = evaluate_scores(similarity(text, video), targets, mask)
-    assert figures(found.text_to_video) == pytest.approx(figures(expected.text_to_video))
-    assert figures(found.video_to_text) == pytest.approx(figures(expected.video_to_text))
+    assert figures(result.text_to_video) == pytest.approx(figures(expected.text_to_video))
+    assert figures(result.video_to_text) == pytest.approx(figures(expected.video_to_text))
 
 
 def test_a_score_that_rounds_otherwise_the_second_time_is_still_its_own():
@@ -120,9 +122,9 @@ def test_a_score_that_rounds_otherwise_the_second_time_is_still_its_own():
     def tiles():
         yield slice(0, 3), slice(0, 3), torch.eye(3, dtype=torch.float64) + 1e-9 * next(noise)
 
-    found = evaluation._evaluate(tiles, 3, 3, None, None)
-    assert found.text_to_video.r1 == 100
-    assert found.video_to_text.r1 == 100
+    result = evaluation._evaluate(tiles, torch.arange(3), torch.ones(3, dtype=torch.bool), 3)
+    assert result.text_to_video.r1 == 100
+    assert result.video_to_text.r1 == 100
 
 
 def test_without_targets_texts_are_k_a_video():
@@ -133,20 +135,47 @@ def test_without_targets_texts_are_k_a_video():
 def test_torch_and_lists_and_integers():
     scores = np.random.default_rng(0).integers(0, 5, (6, 3))
     expected = evaluate_scores(scores)
-    for same in (scores.tolist(), torch.tensor(scores), scores.astype(np.int8), torch.tensor(scores).half()):
+    same_scores = [scores.astype(dtype) for dtype in ("int8", "uint16", "uint64", ">i4", ">f8", "longdouble", "f2")]
+    same_scores += [scores.tolist(), torch.tensor(scores), torch.tensor(scores).half(), scores.T.copy().T]
+    same_scores += [scores[::-1, ::-1].copy()[::-1, ::-1], torch.tensor(scores.astype("f4"), requires_grad=True)]
+    for same in same_scores:
         assert evaluate_scores(same) == expected
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert evaluate_scores(same, np.repeat(np.arange(3), 2).astype(">u4"), np.ones(6, ">f8")) == expected
+
+
+def test_integers_beyond_64_bits():
+    """Python's own integers, which no array type holds exactly, are compared in float64."""
+    assert evaluate_scores([[10**30, 1], [1, 10**30]]) == evaluate_scores(np.eye(2))
+
+
+def test_lists_are_compared_in_float64():
+    assert evaluate_scores([[1 + 1e-12, 1.0], [1.0, 1 + 1e-12]]).text_to_video.r1 == 100
+
+
+def test_read_only_scores(tmp_path):
+    np.save(tmp_path / "scores.npy", np.eye(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate_scores(np.load(tmp_path / "scores.npy", mmap_mode="r")).text_to_video.r1 == 100
 
 
 def test_result_as_dict_and_table():
-    found = evaluate_scores(np.eye(20))
-    as_dict = json.loads(json.dumps(found.to_dict()))
+    result = evaluate_scores(np.eye(20))
+    as_dict = json.loads(json.dumps(result.to_dict()))
     assert as_dict["text_to_video"]["r1"] == 100
     assert as_dict["video_to_text"]["median_rank"] == 1
-    head, *rows = str(found).splitlines()
+    head, *rows = str(result).splitlines()
     assert head.split() == ["R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "geo.", "mean", "queries"]
     assert [row[:13] for row in rows] == ["text to video", "video to text"]
     assert all(row.split()[3] == "100.0" and row.split()[-1] == "20" for row in rows)
-    assert isinstance(found, Evaluation)
+    assert isinstance(result, Evaluation)
+    assert repr(result) == str(result)
+
+
+CYCLE = []
+CYCLE.append(CYCLE)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +185,24 @@ def test_result_as_dict_and_table():
         (np.zeros((0, 3)), None, None, ValueError, "scores: expected real numbers"),
         (np.zeros((3, 3), dtype=bool), None, None, ValueError, "scores: expected real numbers"),
         (np.full((3, 3), np.nan), None, None, ValueError, "scores: expected numbers, got NaN"),
+        ([[1, 2], [3]], None, None, ValueError, "scores: expected numbers in rows of equal length, got list"),
+        ([CYCLE], None, None, ValueError, "scores: expected numbers in rows of equal length, got list"),
+        ([[10**400, 1]], None, None, ValueError, "scores: expected numbers within the range of float64"),
+        (np.full((1, 1), 2**63, np.uint64), None, None, ValueError, r"scores: expected integers below 2\*\*63"),
+        ([["a"]], None, None, TypeError, "scores: expected real numbers, got <U1"),
+        ([[None]], None, None, TypeError, "scores: expected real numbers, got NoneType"),
+        ({1.0}, None, None, TypeError, "scores: expected real numbers, got set"),
+        (np.eye(3) * 1j, None, None, TypeError, "scores: expected real numbers, got complex128"),
+        (torch.eye(3).to_sparse(), None, None, TypeError, "scores: expected a dense tensor"),
+        (np.zeros((3, 3)), ["a", "b", "c"], None, TypeError, "targets: expected real numbers, got <U1"),
+        (np.zeros((3, 3)), [[0], [1, 2]], None, ValueError, "targets: expected numbers in rows of equal length"),
+        (np.zeros((3, 3)), [0, 10**400, 1], None, ValueError, "targets: expected numbers within the range of float64"),
+        (np.zeros((3, 3)), CYCLE, None, ValueError, "targets: expected numbers in rows of equal length"),
+        (np.zeros((3, 3)), {0, 1, 2}, None, TypeError, "targets: expected real numbers, got set"),
+        (np.zeros((3, 3)), None, [1, None, 1], TypeError, "query_mask: expected real numbers, got NoneType"),
+        (np.zeros((3, 3)), None, "111", TypeError, "query_mask: expected real numbers, got <U3"),
+        (np.zeros((3, 3)), None, CYCLE, ValueError, "query_mask: expected numbers in rows of equal length"),
+        (np.zeros((3, 3)), None, [1, 10**400, 1], ValueError, "query_mask: expected numbers within the range"),
         (np.zeros((4, 3)), None, None, ValueError, "targets: .*4 texts are no multiple of 3 videos"),
         (np.zeros((4, 3)), [0, 1, 2], None, ValueError, r"targets: expected \(4,\)"),
         (np.zeros((4, 3)), [0, 1, 2, 3], None, ValueError, "targets, row 3: expected 0 to 2, got 3"),
@@ -192,6 +239,8 @@ def test_bad_embeddings():
     text.embds["e2"][1] = np.nan  # an expert that every video has
     with pytest.raises(ValueError, match="evaluate: expected finite embeddings, got NaN scores"):
         evaluate(text, video)
+    with pytest.raises(TypeError, match="bank: expected a QueryBank, got TextEmbeddings"):
+        evaluate(text, video, bank=text)
 
 
 def test_doctests():

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import collaborative_experts as package
 from collaborative_experts import CaptionedVideos, CEConfig, Features, TrainingConfig
 from collaborative_experts.model.checkpoint import read_notes
-from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings, similarity
+from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
+from collaborative_experts.retrieval.similarity import similarity
 from collaborative_experts.training import loop as training
 from helpers import QUICK, TRAINABLE, captioned, untrained
 
