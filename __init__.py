@@ -30,7 +30,8 @@ from .retrieval.embeddings import (  # noqa: E402
     similarity_tiles,
 )
 from .retrieval.evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
-from .retrieval.index import SearchResult, VideoIndex  # noqa: E402
+from .retrieval.index import VideoIndex  # noqa: E402
+from .retrieval.result import SearchResult  # noqa: E402
 from .training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
 from .training.loop import TrainingConfig, TrainingResult  # noqa: E402
 
