@@ -23,8 +23,9 @@ from .features.suggest import config_for  # noqa: E402
 from .retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings, concatenate  # noqa: E402
 from .retrieval.evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
 from .retrieval.explain import Explanation, explain  # noqa: E402
-from .retrieval.index import SearchResult, VideoIndex  # noqa: E402
+from .retrieval.index import VideoIndex  # noqa: E402
 from .retrieval.normalise import QueryBank  # noqa: E402
+from .retrieval.result import SearchResult  # noqa: E402
 from .retrieval.similarity import similarity, similarity_tiles  # noqa: E402
 from .training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
 from .training.loop import TrainingConfig, TrainingResult  # noqa: E402

@@ -1,457 +1,357 @@
-"""Videos that answer queries: embeddings in Milvus, found again by CE's exact score.
+"""Videos that answer queries: embeddings kept in a store, found again by CE's exact score.
 
-One joint vector a video (`VideoEmbeddings.joint`) and its availability pattern are stored. Among videos of one pattern
-the inner product of joint vectors ranks exactly as CE does, because the score is that product divided by the text's
-weight of the pattern's experts. So each pattern that occurs is searched by itself, the candidates are scored from
-their vectors as `similarity` does, and the best of all patterns are the answer: the same as comparing with every
-video. A search costs one Milvus search a pattern: M experts have at most 2^M - 1 patterns, real collections few; how
-time grows with their number is in benchmarks/README.md.
+`VideoIndex` checks what it is given and hands it to a store: a Lance dataset on this machine or an object store
+(embedded.py), or a Milvus server (milvus.py). Both give the ranking that comparing with every video would give.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
-import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
+import torch
 
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra
-from ..base.slices import slices
-from .embeddings import TextEmbeddings, VideoEmbeddings
+from .embedded import EmbeddedIndex
+from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
+from .exact_search import Queries
+from .milvus import MilvusIndex
+from .result import SearchResult
+from .rows import Answers, Extras, Header, NewVideos, StoreReport
 
 LONGEST_ID = 512
-LARGEST_DIM = 32_768
-"""Milvus' limit on a vector."""
+"""Bytes of an id in UTF-8."""
 
 MOST_RESULTS = 16_000
 """The largest k."""
 
-MESSAGE = 32 * 2**20
-"""Bytes sent or asked for at once; a server takes 64 MB."""
-
-MOST_HITS = 16_384
-"""What Milvus gives at most."""
-
-MORE = 8
-"""So many candidates beyond k are asked for at first: enough unless more score nearly the same."""
-
-NEAR = 1e-5
-"""Single precision may order scores nearer than this otherwise than the exact score does."""
-
 TEXTS = 64
-"""So many texts are asked at once."""
+"""Texts that share a pass over the videos."""
 
-LOOSE = 100
-"""From so many new videos on, Milvus Lite is told to write a segment before it searches."""
-
-_PATTERN = "collaborative_experts.pattern."
-"""Prefix of the properties that say which availability patterns occur, such as `...pattern.101`."""
-
-_MODEL = "collaborative_experts.model"
-"""The collection's property that says which model its vectors are of."""
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """The best videos for T texts, best first; without the axis T for a single text.
+class SentenceOperator(Protocol):
+    """An operator that embeds sentences with the encoder that its weights were trained with."""
 
-    Attributes:
-        ids: (T, k) of str; fewer than k where there are fewer videos.
-        scores: (T, k) float32, CE's score as `similarity` gives it.
-        shares: (T, k, M) float32, what each expert adds to the score; 0 where the video lacks it.
-        experts: the M experts' names.
-    """
+    def encode_sentences(self, sentences: Sequence[str]) -> TextEmbeddings: ...
 
-    ids: np.ndarray
-    scores: np.ndarray
-    shares: np.ndarray
-    experts: tuple[str, ...]
+
+class Backend(Protocol):
+    """A place that keeps the videos of an index."""
+
+    header: Header | None
+    """What all of its videos have in common; None while there are none."""
+
+    def refresh(self) -> None:
+        """Look for what other processes have made."""
+
+    def __len__(self) -> int: ...
+
+    def add(self, header: Header, videos: NewVideos, progress: Any) -> None: ...
+
+    def delete(self, ids: Sequence[str]) -> None: ...
+
+    def search(self, queries: Queries, k: int, ids: Sequence[str] | None, where: str | None) -> Answers: ...
+
+    def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Ids, joint vectors (n, sum of D) and availability (n, M) of those videos that are there."""
+
+    def optimise(self) -> StoreReport: ...
+
+    def to_arrow(self) -> Any: ...
+
+    def close(self) -> None: ...
 
 
 class VideoIndex:
     """A collection of video embeddings of one model.
 
     Args:
-        uri: a path ending in `.db` is Milvus Lite, embedded, held by one process at a time; `http://...` a server.
-        collection: its name there; made by the first `add`.
+        uri: a path ending in `.lance`, or an object store's uri that Lance understands (`s3://bucket/videos.lance`);
+            or `http://host:port` of a Milvus server.
+        collection: the collection's name on a Milvus server; None is 'videos'.
+        memory: the most memory for codes of videos, in bytes or such as '8GB'. Codes that do not fit are read from the
+            store at each search, and the answers are exact all the same. None holds all codes, a byte a dimension.
+        operator: embeds the sentences that `search` is given as text, such as a `CollaborativeExperts` whose weights
+            know their sentence encoder.
 
     Raises:
-        ImportError: without pymilvus or milvus-lite, naming the extra that brings them.
+        ImportError: without pylance or pymilvus, naming the extra that brings them.
         FileNotFoundError, ValueError: a path in no folder, or that is no index.
-        OSError: the file cannot be written, or another process holds it.
+        OSError: the store cannot be read.
         ConnectionError: no server answers.
+
+    Several processes may search while others add. Each search sees all that was added before it.
     """
 
-    def __init__(self, uri: str | Path = "videos.db", collection: str = "videos") -> None:
-        self.uri, self.collection = str(uri), collection
-        self._client: Any = _connect(self.uri)
-        self._stored: dict[str, Any] | None = None
-        self._loose = LOOSE  # videos added since the last segment; how many an earlier process left is not known
-        try:
-            self._lite = self._client.get_server_version().startswith("milvus_lite")
-            self._load()
-        except BaseException:
-            self.close()
-            raise
+    def __init__(
+        self,
+        uri: str | Path = "videos.lance",
+        collection: str | None = None,
+        memory: int | str | None = None,
+        operator: SentenceOperator | None = None,
+    ) -> None:
+        self.uri, self.operator = str(uri), operator
+        self._backend: Backend | None = _connect(self.uri, collection, memory)
 
-    def __enter__(self) -> VideoIndex:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        held = "closed" if self._client is None else f"{len(self):,} videos"
-        return f"VideoIndex({self.uri!r}, {self.collection!r}): {held}"
+        held = "closed" if self._backend is None else f"{len(self):,} videos"
+        return f"VideoIndex({self.uri!r}): {held}"
+
+    def __deepcopy__(self, _: object) -> VideoIndex:
+        """The index itself: Towhee copies what a pipeline's steps are made of, and a copy would hold the same store."""
+        return self
 
     def __len__(self) -> int:
-        if self._known() is None:
-            return 0
-        return int(self._open.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
+        return len(self._open) if self._header() else 0
 
     @property
     def experts(self) -> tuple[str, ...]:
         """The experts of the stored videos; () while there are none."""
-        return tuple(self._known()["dims"]) if self._known() else ()
+        header = self._header()
+        return tuple(header.dims) if header else ()
 
     def close(self) -> None:
-        """Let go of the file or the connection; what was added stays. May be called again."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            client.close()
-            if not _is_server(self.uri):
-                # The embedded server lives as long as the process otherwise, and keeps others from the file.
-                extra("milvus_lite.server_manager", "index").server_manager_instance.release_server(self.uri)
+        """Let go of the store; what was added stays. May be called again."""
+        if self._backend is not None:
+            backend, self._backend = self._backend, None
+            backend.close()
 
-    def add(self, ids: Sequence[Any], video: VideoEmbeddings) -> None:
-        """Store B videos; one whose id is there already is replaced. When this returns, they are kept whatever happens
-        to the process. After a crash, add the same again: what was there is replaced by itself.
+    def add(
+        self,
+        ids: Sequence[str | int] | str | int,
+        video: VideoEmbeddings,
+        uris: Sequence[str | None] | str | None = None,
+        spans: Sequence[tuple[float, float] | None] | np.ndarray | tuple[float, float] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store B videos; a video whose id is there already is replaced. What was stored when this returns is kept
+        whatever happens to the process. After a crash, add the same again.
+
+        Args:
+            ids: B of them; for the embeddings of a single video one, in a list or not.
+            uris: where each video's media file is.
+            spans: (B, 2), the first and last second of each clip in its file.
+            metadata: for each video a dict fit for JSON, whose fields `search(where=...)` can ask for.
 
         Raises:
             TypeError, ValueError: ids that are no text or integers, twice, or too long; embeddings of another model,
-                with NaN, or without any expert. Nothing is stored then.
+                with NaN, or without any expert; other columns of another length. Nothing is stored then.
             OSError: it cannot be written; what was there before is intact.
         """
+        if not isinstance(video, VideoEmbeddings):
+            raise TypeError(f"add: expected VideoEmbeddings (encode_video), got {type(video).__name__}")
+        if np.ndim(video.available) == 1:
+            video = _batch_of_one(video)
+            uris, spans, metadata = _single(uris, str), _single_span(spans), _single(metadata, Mapping)
+            ids = [ids] if isinstance(ids, str | int | np.integer) else ids
         names = _check_ids(ids)
-        if not isinstance(video, VideoEmbeddings) or np.ndim(video.available) != 2:
-            raise TypeError(f"add: expected VideoEmbeddings of a batch, got {type(video).__name__}")
         if len(names) != len(video):
             raise ValueError(f"add: expected an id for each of {len(video)} videos, got {len(names)}")
         available = _numpy(video.available).astype(bool)
         _check_rows(video, available, names)
+        extras = _check_extras(uris, spans, metadata, len(names))
         if not names:
             return
-        patterns = [_pattern(row) for row in available]
-        tqdm = extra("tqdm", "index").tqdm
-        progress = tqdm(total=len(names), unit=" videos", desc="index", leave=False)
-        with progress, _reporting(self.uri, "add"):
-            self._check_model(video) if self._known() else self._create(video)
-            self._note_patterns(set(patterns))
-            for rows in _batches(len(names), 4 * sum(self._stored["dims"].values())):
-                vectors = _numpy(video[rows].joint()).astype(np.float32)
-                columns = zip(names[rows], patterns[rows], vectors, strict=True)
-                entries = [{"id": name, "pattern": pattern, "vector": vector} for name, pattern, vector in columns]
-                self._open.upsert(self.collection, entries)
-                self._loose += len(entries)
-                progress.update(len(entries))
+        header = Header(_dims(video), video.model)
+        if self._header():
+            self._check_model(header)
+        videos = NewVideos(names, available, lambda rows: _numpy(video[rows].joint()).astype(np.float32), extras)
+        with extra("tqdm", "index").tqdm(total=len(names), unit=" videos", desc="index", leave=False) as progress:
+            self._open.add(header, videos, progress)
 
-    def delete(self, ids: Sequence[Any]) -> None:
+    def delete(self, ids: Sequence[str | int] | str | int) -> None:
         """Forget videos; ids that are not there are passed over. Raises as `add` for ids."""
         names = _check_ids(ids)
-        for rows in _batches(len(names), LONGEST_ID) if self._known() else ():
-            with _reporting(self.uri, "delete"):
-                self._open.delete(self.collection, filter=_among(names[rows]))
+        if self._header() and names:
+            self._open.delete(names)
 
-    def search(self, text: TextEmbeddings, k: int = 10, ids: Sequence[Any] | None = None) -> SearchResult:
+    def search(
+        self,
+        text: TextEmbeddings | str | Sequence[str],
+        k: int = 10,
+        ids: Sequence[str | int] | None = None,
+        where: str | None = None,
+    ) -> SearchResult:
         """The k videos with the highest score for each text, exactly as comparing with all of them would find.
 
-        Videos of equal score are ordered by id, among the 16,384 best of each pattern, which is all that Milvus gives.
+        Videos of equal score are ordered by id.
 
         Args:
+            text: embeddings of T texts; or sentences, where the index has an operator.
             ids: only these videos; those that are not there are passed over.
+            where: only videos that meet this condition in SQL over id, pattern, uri, start_s, end_s and metadata, such
+                as "end_s - start_s > 5 AND json_get_string(metadata, 'camera') = 'left'". A Milvus server takes its
+                own expressions.
 
         Raises:
-            TypeError, ValueError: embeddings of another model or with NaN, k below 1, an empty index.
+            TypeError, ValueError: embeddings of another model or with NaN, k below 1, an empty index, a condition that
+                is not understood, sentences without an operator.
         """
+        if isinstance(text, str | list | tuple):
+            text = self._embed(text)
         if not isinstance(text, TextEmbeddings):
-            raise TypeError(f"search: expected TextEmbeddings (encode_text), got {type(text).__name__}")
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_RESULTS:
-            raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
-        if self._known() is None:
-            raise ValueError(f"search: {self.uri} holds no videos yet; add some first")
+            raise TypeError(f"search: expected TextEmbeddings (encode_text) or sentences, got {type(text).__name__}")
         single = np.ndim(text.weights) == 1
         if single:
-            text = TextEmbeddings(
-                {name: x[None] for name, x in text.embds.items()}, text.weights[None], model=text.model
-            )
-        self._check_model(text)
-        if not all(np.isfinite(_numpy(x)).all() for x in (*text.embds.values(), text.weights)):
+            text = TextEmbeddings({n: x[None] for n, x in text.embds.items()}, text.weights[None], model=text.model)
+        self._check_query(k, Header(_dims(text), text.model))
+        weights, embeddings = _tensor(text.weights), [_tensor(x) for x in text.embds.values()]
+        if not all(bool(x.isfinite().all()) for x in (weights, *embeddings)):
             raise ValueError("search: expected finite embeddings and weights, got NaN or Inf")
         names = None if ids is None else _check_ids(ids)
-        self._settle()
-        parts = [
-            self._search_few(text[slice(start, start + TEXTS)], k, names)
-            for start in range(0, max(len(text), 1), TEXTS)
-        ]
-        ids, scores, shares = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "scores", "shares")
-        )
-        return SearchResult(*((ids[0], scores[0], shares[0]) if single else (ids, scores, shares)), self.experts)
+        return self._search(weights, embeddings, k, names, where, single)
+
+    def search_like(
+        self, videos: Sequence[str | int] | str | int | VideoEmbeddings, k: int = 10, where: str | None = None
+    ) -> SearchResult:
+        """The k videos most like each of some videos; the score is the mean cosine over the experts that both have.
+
+        Args:
+            videos: ids of the index, whose own videos are left out of their answers; or embeddings of other videos.
+
+        Raises:
+            TypeError, ValueError: as `search`, or an id that is not there.
+        """
+        if isinstance(videos, VideoEmbeddings):
+            single = np.ndim(videos.available) == 1
+            batch = _batch_of_one(videos) if single else videos
+            self._check_query(k, Header(_dims(batch), batch.model))
+            weights = _equal_weights(_tensor(batch.available))
+            return self._search(weights, [_tensor(x) for x in batch.embds.values()], k, None, where, single)
+        self._check_query(k, None)
+        single = isinstance(videos, str | int | np.integer)
+        names = _check_ids(videos)
+        found, joint, available = self._open.embeddings(names)
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ValueError(f"search_like: {self.uri} holds no video {missing[0]!r}")
+        rows = [found.index(name) for name in names]
+        blocks = torch.from_numpy(joint[rows]).split(list(self._header().dims.values()), dim=1)
+        embeddings = [x.contiguous() for x in blocks]
+        weights = _equal_weights(torch.from_numpy(available[rows]))
+        result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, single=False)
+        result = _without(result, names, k)
+        return result[0] if single else result
+
+    def optimise(self) -> StoreReport:
+        """Join small files, drop deleted rows and versions older than ten minutes, and index the ids.
+
+        Returns:
+            Files, rows and bytes before and after; prints as a line.
+        """
+        return self._open.optimise()
+
+    def to_arrow(self) -> Any:
+        """All rows as an Arrow table: id, pattern, vector, uri, start_s, end_s, metadata."""
+        return self._open.to_arrow()
 
     # --- inside -------------------------------------------------------------------------------------------
 
     @property
-    def _open(self) -> Any:
-        if self._client is None:
+    def _open(self) -> Backend:
+        if self._backend is None:
             raise ValueError(f"{self.uri}: this index is closed")
-        return self._client
+        return self._backend
 
-    def _properties(self) -> dict[str, str]:
-        return self._open.describe_collection(self.collection)["properties"]
+    def _header(self) -> Header | None:
+        if self._open.header is None:
+            self._open.refresh()
+        return self._open.header
 
-    def _known(self) -> dict[str, Any] | None:
-        """What is stored; another index of the same store may have made the collection meanwhile."""
-        if self._stored is None and self._client is not None:
-            self._load()
-        return self._stored
-
-    def _load(self) -> None:
-        """What the collection says of its model, if there is a collection."""
-        with _reporting(self.uri, "load"):
-            if not self._open.has_collection(self.collection):
-                return
-            properties = self._properties()
-            if _MODEL not in properties:
-                raise ValueError(f"{self.uri}: collection {self.collection!r} is not one of VideoIndex's")
-            try:
-                self._open.load_collection(self.collection)
-            except extra("pymilvus", "index").MilvusException:
-                if not (self._lite and _drop_half_written(Path(self.uri) / "collections" / self.collection)):
-                    raise
-                self._open.load_collection(self.collection)
-        self._stored = json.loads(properties[_MODEL])
-
-    def _settle(self) -> None:
-        """Have what was added written as a segment: Milvus Lite compares loose rows one by one, at 20,000 forty times
-        slower. A server does this by itself."""
-        if self._lite and self._loose >= LOOSE:
-            with suppress(extra("pymilvus", "index").MilvusException):  # on a full disk the answers are right, but late
-                self._open.flush(self.collection)
-            self._loose = 0
-
-    def _create(self, video: VideoEmbeddings) -> None:
-        dims = _dims(video)
-        size = sum(dims.values())
-        if size > LARGEST_DIM:
-            raise ValueError(f"add: Milvus takes vectors up to {LARGEST_DIM}, these have {size}")
-        types = extra("pymilvus", "index").DataType
-        schema = self._open.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", types.VARCHAR, is_primary=True, max_length=LONGEST_ID)
-        schema.add_field("pattern", types.VARCHAR, max_length=len(dims))
-        schema.add_field("vector", types.FLOAT_VECTOR, dim=size)
-        index = self._open.prepare_index_params()
-        index.add_index("vector", index_type="FLAT", metric_type="IP")
-        stored = {"dims": dims, "model": asdict(video.model) if video.model else None}
-        self._open.create_collection(
-            self.collection, schema=schema, index_params=index, consistency_level="Strong",
-            properties={_MODEL: json.dumps(stored)},
-        )  # fmt: skip
-        self._stored = stored
-
-    def _check_model(self, embeddings: VideoEmbeddings | TextEmbeddings) -> None:
-        found, stored = _dims(embeddings), self._stored["dims"]
-        if list(found.items()) != list(stored.items()):
-            raise ValueError(f"{self.uri}: expected embeddings of the experts {stored}, got {found}")
-        theirs = asdict(embeddings.model) if embeddings.model else None
-        if theirs != self._stored["model"]:
+    def _embed(self, sentences: str | Sequence[str]) -> TextEmbeddings:
+        if self.operator is None:
             raise ValueError(
-                f"{self.uri}: its videos were embedded by another model: {_named(self._stored['model'])}, "
-                f"these by {_named(theirs)}"
+                "search: expected TextEmbeddings, got sentences; for these, open the index with operator=... "
+                "(an operator whose weights know their sentence encoder)"
+            )
+        if isinstance(sentences, str):
+            return self.operator.encode_sentences([sentences])[0]
+        return self.operator.encode_sentences(list(sentences))
+
+    def _check_query(self, k: int, header: Header | None) -> None:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MOST_RESULTS:
+            raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
+        if self._header() is None:
+            raise ValueError(f"search: {self.uri} holds no videos yet; add some first")
+        if header is not None:
+            self._check_model(header)
+
+    def _check_model(self, header: Header) -> None:
+        stored = self._header()
+        if list(header.dims.items()) != list(stored.dims.items()):
+            raise ValueError(f"{self.uri}: expected embeddings of the experts {stored.dims}, got {header.dims}")
+        if header.model != stored.model:
+            raise ValueError(
+                f"{self.uri}: its videos were embedded by another model: {_named(stored.model)}, "
+                f"these by {_named(header.model)}"
             )
 
-    def _note_patterns(self, patterns: set[str]) -> None:
-        """Before the videos that have them: so that no search ever misses one. Each is a property of its own, so
-        that two processes that add at once do not overwrite each other's."""
-        known = self._properties()
-        new = {_PATTERN + pattern: "1" for pattern in patterns if _PATTERN + pattern not in known}
-        if new:
-            self._open.alter_collection_properties(self.collection, new)
-
-    def _candidates(self, text: TextEmbeddings, k: int) -> list[list[str]]:
-        """For each text the ids of its best videos, k and all that may be as good, in any order.
-
-        Milvus' scores tell which: whatever it did not give must be worse than the k-th for certain, else more is asked.
-        """
-        weights, joint = _numpy(text.weights), _numpy(text.joint()).astype(np.float32)
-        found: list[list[str]] = [[] for _ in range(len(text))]
-        pending, limit = np.arange(len(text)), k + MORE
-        while len(pending):
-            unsure = []
-            for t, (hits, unseen) in zip(pending, self._ask(joint[pending], weights[pending], limit), strict=True):
-                best = heapq.nlargest(k, (score for score, _ in hits))
-                least = best[-1] - NEAR * max(1, abs(best[0]), abs(best[-1])) if best else 0.0
-                found[t] = [name for score, name in hits if score >= least]
-                if unseen >= least and limit < MOST_HITS:
-                    unsure.append(t)
-            pending, limit = np.array(unsure, dtype=int), min(8 * limit, MOST_HITS)
-        return found
-
-    def _ask(self, joint: np.ndarray, weights: np.ndarray, limit: int) -> list[tuple[list[tuple[float, str]], float]]:
-        """For each text, score and id of the best `limit` videos of each pattern, by Milvus' single precision; and the
-        highest score that a video which is not among them can have."""
-        found: list[list[tuple[float, str]]] = [[] for _ in range(len(joint))]
-        unseen = [-np.inf] * len(joint)
-        patterns = [key.removeprefix(_PATTERN) for key in self._properties() if key.startswith(_PATTERN)]
-        for pattern in patterns:
-            total = weights @ _bits(pattern)
-            answers = self._open.search(
-                self.collection, data=joint, anns_field="vector", limit=limit, filter=f'pattern == "{pattern}"',
-                search_params={"metric_type": "IP"}, consistency_level="Strong",
-            )  # fmt: skip
-            for t, answer in enumerate(answers):
-                by = float(total[t]) or 1.0
-                hits = [(hit["distance"] / by, hit["id"]) for hit in answer]
-                found[t] += hits
-                if len(hits) == limit:
-                    unseen[t] = max(unseen[t], min(hits)[0])
-        return list(zip(found, unseen, strict=True))
-
-    def _fetch(self, names: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Ids, joint vectors (n, M * D) and availability (n, M) of those videos that are there."""
-        size = sum(self._stored["dims"].values())
-        found: list[dict[str, Any]] = []
-        for rows in _batches(len(names), 4 * size):
-            found += self._open.query(
-                self.collection, filter=_among(names[rows]), output_fields=["id", "pattern", "vector"],
-                consistency_level="Strong",
-            )  # fmt: skip
-        found.sort(key=lambda entry: entry["id"])
-        vectors = np.array([entry["vector"] for entry in found], dtype=np.float32).reshape(len(found), size)
-        available = np.array([_bits(entry["pattern"]) for entry in found]).reshape(len(found), len(self.experts))
-        return [entry["id"] for entry in found], vectors, available
-
-    def _search_few(self, text: TextEmbeddings, k: int, names: list[str] | None) -> SearchResult:
-        """All texts' candidates are fetched once, and scored for each."""
-        candidates = [names] * len(text) if names is not None else self._candidates(text, k)
-        found, vectors, available = self._fetch(sorted(set().union(*candidates)))
-        row_of = {name: row for row, name in enumerate(found)}
-        rows_of_texts = [np.array(sorted(row_of[x] for x in names if x in row_of), dtype=int) for names in candidates]
-        count = min(k, *map(len, rows_of_texts)) if rows_of_texts else 0
-        ids = np.empty((len(text), count), dtype=object)
-        scores = np.empty((len(text), count), dtype=np.float32)
-        shares = np.empty((len(text), count, len(self.experts)), dtype=np.float32)
-        joint, weights = _numpy(text.joint()).astype(np.float32), _numpy(text.weights)
-        for t, rows in enumerate(rows_of_texts):
-            parts = self._shares(joint[t], weights[t], vectors[rows], available[rows])
-            total = parts.sum(1)
-            best = np.argsort(-total, kind="stable")[:count]  # rows ascend by id
-            ids[t], scores[t], shares[t] = [found[row] for row in rows[best]], total[best], parts[best]
-        return SearchResult(ids, scores, shares, self.experts)
-
-    def _shares(self, joint: np.ndarray, weights: np.ndarray, vectors: np.ndarray, available: np.ndarray) -> np.ndarray:
-        """What each expert adds to the scores of one text with n videos, (n, M) float32."""
-        ends = np.cumsum([0, *self._stored["dims"].values()])
-        products = np.stack(
-            [vectors[:, a:b] @ joint[a:b] for a, b in pairwise(ends)], axis=1
-        )  # missing experts are zeros in the vectors
-        total = available @ weights
-        return (products / np.where(total > 0, total, 1)[:, None]).astype(np.float32)
+    def _search(
+        self,
+        weights: torch.Tensor,
+        embeddings: Sequence[torch.Tensor],
+        k: int,
+        ids: Sequence[str] | None,
+        where: str | None,
+        single: bool,
+    ) -> SearchResult:
+        parts = []
+        for start in range(0, max(len(weights), 1), TEXTS):
+            rows = slice(start, start + TEXTS)
+            queries = Queries(weights[rows], [x[rows] for x in embeddings])
+            parts.append(_result(self._open.search(queries, int(k), ids, where), self.experts))
+        result = parts[0] if len(parts) == 1 else _concatenated(parts)
+        return result[0] if single else result
 
 
-# --- connections ------------------------------------------------------------------------------------------
+# --- stores -----------------------------------------------------------------------------------------------
 
 
-def _is_server(uri: str) -> bool:
-    return "://" in uri
-
-
-def _connect(uri: str) -> Any:
-    milvus = extra("pymilvus", "index")
-    if _is_server(uri):
-        try:
-            return milvus.MilvusClient(uri)
-        except milvus.MilvusException as error:
-            raise ConnectionError(f"{uri}: no Milvus server answers: {error.message}") from error
-    extra("milvus_lite", "index")
-    path = Path(uri)
-    if path.suffix != ".db":
-        raise ValueError(f"{uri}: expected a path ending in .db for Milvus Lite, or http://host:port for a server")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{uri}: there is no folder {path.parent}")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{uri}: exists and is no index of Milvus Lite, which is a folder")
-    _silence()
-    try:
-        return milvus.MilvusClient(uri)
-    except milvus.MilvusException as error:
-        raise OSError(_why_not(path)) from error
-
-
-def _drop_half_written(folder: Path) -> bool:
-    """Whether there were any of the copies of vectors (`.flat.idx`, NumPy's format) that Milvus Lite keeps beside its
-    data and writes in place: one that a killed process left half-written keeps it from loading, and is made anew."""
-    broken = []
-    for file in folder.rglob("*.flat.idx"):
-        try:
-            np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):
-            broken.append(file)
-    for file in broken:
-        file.unlink()
-    return bool(broken)
-
-
-def _silence() -> None:
-    """Two messages of Milvus Lite's that look like failures: the traceback of an error that is reported as an
-    OSError, and of a call that pymilvus makes and Lite does not know, which changes nothing."""
-    logging.getLogger("milvus_lite.server_manager").addFilter(_is_no_open_error)
-    logging.getLogger("grpc._server").addFilter(_is_no_missing_method)
-
-
-def _is_no_open_error(record: logging.LogRecord) -> bool:
-    return "Failed to start MilvusLite" not in record.getMessage()
-
-
-def _is_no_missing_method(record: logging.LogRecord) -> bool:
-    return "Method not implemented" not in record.getMessage()
-
-
-def _why_not(path: Path) -> str:
-    """Why Milvus Lite cannot open a path; it does not say itself."""
-    if path.is_dir():
-        if not os.access(path, os.W_OK):
-            return f"{path}: this index cannot be written"
-        return (
-            f"{path}: cannot be opened; most likely another process holds it, as only one can. For several, serve it "
-            f"with `milvus-lite server --data-dir {path}` and connect to http://localhost:19530"
+def _connect(uri: str, collection: str | None, memory: int | str | None) -> Backend:
+    bytes_of_memory = _check_memory(memory)
+    if re.match(r"(https?|tcp|unix)://", uri):
+        return MilvusIndex(uri, collection or "videos")
+    if collection is not None:
+        raise ValueError(f"collection: {uri} holds a single collection; expected None, got {collection!r}")
+    if uri.endswith(".db"):
+        raise ValueError(
+            f"{uri}: indexes are Lance datasets now; rewrite this one of Milvus Lite with: "
+            f"python -m collaborative_experts convert {uri} {uri.removesuffix('.db')}.lance"
         )
-    return f"{path}: cannot be made there"
+    if not uri.rstrip("/").endswith(".lance"):
+        raise ValueError(f"{uri}: expected a path ending in .lance, or http://host:port of a Milvus server")
+    return EmbeddedIndex(uri, bytes_of_memory)
 
 
-@contextmanager
-def _reporting(uri: str, what: str) -> Iterator[None]:
-    """Milvus' own errors as OSError."""
-    milvus = extra("pymilvus", "index")
-    try:
-        yield
-    except milvus.MilvusException as error:
-        raise OSError(f"{uri}: cannot {what}: {error.message}") from error
+def _check_memory(memory: int | str | None) -> int | None:
+    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
+    if memory is None:
+        return None
+    if isinstance(memory, bool) or number is None or number[2].upper() not in _UNITS:
+        raise ValueError(f"memory: expected bytes, or such as '8GB', got {memory!r}")
+    return int(float(number[1]) * _UNITS[number[2].upper()])
 
 
-# --- checks and small things ------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------
 
 
-def _check_ids(ids: Sequence[Any]) -> list[str]:
-    names = [video_id(video) for video in ids]
+def _check_ids(ids: Sequence[str | int] | str | int) -> list[str]:
+    if isinstance(ids, str):
+        raise TypeError(f"ids: expected a list of ids, got the text {ids!r}")
+    names = [video_id(video) for video in ([ids] if isinstance(ids, int | np.integer) else ids)]
     for name in names:
         if not 1 <= len(name.encode()) <= LONGEST_ID:
             raise ValueError(
@@ -466,7 +366,7 @@ def _check_rows(video: VideoEmbeddings, available: np.ndarray, names: Sequence[s
     if nothing.any():
         raise ValueError(f"add: video {names[nothing.argmax()]!r} has no expert at all, so nothing can find it")
     for m, (expert, embd) in enumerate(video.embds.items()):
-        lengths = np.linalg.norm(_numpy(embd), axis=1)
+        lengths = torch.linalg.vector_norm(_tensor(embd), dim=1).numpy()
         bad = available[:, m] & ~((lengths > 0) & (lengths < np.inf))
         if bad.any():
             raise ValueError(
@@ -474,30 +374,118 @@ def _check_rows(video: VideoEmbeddings, available: np.ndarray, names: Sequence[s
             )
 
 
+def _check_extras(uris: Any, spans: Any, metadata: Any, size: int) -> Extras:
+    uris, spans, metadata = ([None] * size if x is None else list(x) for x in (uris, spans, metadata))
+    for name, values in (("uris", uris), ("spans", spans), ("metadata", metadata)):
+        if len(values) != size:
+            raise ValueError(f"add: {name}: expected one for each of {size} videos, got {len(values)}")
+    for row, uri in enumerate(uris):
+        if not isinstance(uri, str | Path | None):
+            raise TypeError(f"add: uris, row {row}: expected text or None, got {uri!r}")
+    seconds = np.full((size, 2), np.nan)
+    for row, span in enumerate(spans):
+        if span is not None:
+            seconds[row] = _check_span(span, row)
+    for row, content in enumerate(metadata):
+        _check_metadata(content, row)
+    return Extras(np.array([None if x is None else str(x) for x in uris], object), seconds, _objects(metadata))
+
+
+def _check_span(span: Any, row: int) -> tuple[float, float]:
+    try:
+        start, end = (float(x) for x in span)
+    except (TypeError, ValueError):
+        raise ValueError(f"add: spans, row {row}: expected (start, end) in seconds, got {span!r}") from None
+    if not (np.isnan(start) and np.isnan(end)) and not 0 <= start <= end < np.inf:
+        raise ValueError(f"add: spans, row {row}: expected 0 <= start <= end, got {span!r}")
+    return start, end
+
+
+def _check_metadata(content: Any, row: int) -> None:
+    if content is None:
+        return
+    if not isinstance(content, Mapping):
+        raise TypeError(f"add: metadata, row {row}: expected a dict or None, got {type(content).__name__}")
+    try:
+        json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"add: metadata, row {row}: expected what JSON can hold: {error}") from None
+
+
+def _batch_of_one(video: VideoEmbeddings) -> VideoEmbeddings:
+    return VideoEmbeddings({name: x[None] for name, x in video.embds.items()}, video.available[None], video.model)
+
+
+def _single(value: Any, kind: type) -> Any:
+    """The value of a single video as a list of one."""
+    return [value] if isinstance(value, kind) else value
+
+
+def _single_span(spans: Any) -> Any:
+    return None if spans is None else np.reshape(np.asarray(spans, dtype=np.float64), (-1, 2))
+
+
+# --- small things -----------------------------------------------------------------------------------------
+
+
+def _result(answers: Answers, experts: tuple[str, ...]) -> SearchResult:
+    texts = len(answers.scored)
+    count = min((len(scored) for scored in answers.scored), default=0)
+    size = (texts, count)
+    ids, uris, metadata = (np.empty(size, dtype=object) for _ in range(3))
+    scores, spans = np.empty(size, dtype=np.float32), np.empty((*size, 2))
+    shares = np.empty((*size, len(experts)), dtype=np.float32)
+    for text, scored in enumerate(answers.scored):
+        best = scored[:count]
+        ids[text], scores[text], shares[text] = best.ids, best.score, best.shares
+        extras = answers.extras[np.searchsorted(answers.videos, best.video)]
+        uris[text], spans[text], metadata[text] = extras.uris, extras.spans, extras.metadata
+    return SearchResult(ids, scores, shares, experts, uris, spans, metadata, answers.exact)
+
+
+_ARRAYS: tuple[Literal["ids", "scores", "shares", "uris", "spans", "metadata"], ...] = (
+    "ids", "scores", "shares", "uris", "spans", "metadata",
+)  # fmt: skip
+
+
+def _concatenated(parts: Sequence[SearchResult]) -> SearchResult:
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+    return SearchResult(experts=parts[0].experts, exact=all(part.exact for part in parts), **arrays)
+
+
+def _without(result: SearchResult, names: Sequence[str], k: int) -> SearchResult:
+    """Each answer without the video that was asked with, and no longer than k."""
+    kept = [np.flatnonzero(result.ids[row] != name)[:k] for row, name in enumerate(names)]
+    count = min(map(len, kept), default=0)
+    rows, columns = np.arange(len(names))[:, None], np.array([x[:count] for x in kept], dtype=int).reshape(-1, count)
+    arrays = {name: getattr(result, name)[rows, columns] for name in _ARRAYS}
+    return SearchResult(experts=result.experts, exact=result.exact, **arrays)
+
+
+def _equal_weights(available: torch.Tensor) -> torch.Tensor:
+    """(n, M) bool -> weights that are equal for the experts a video has, and sum to 1."""
+    there = available.float()
+    return there / there.sum(1, keepdim=True).clamp_min(1)
+
+
 def _dims(embeddings: VideoEmbeddings | TextEmbeddings) -> dict[str, int]:
     return {name: int(x.shape[-1]) for name, x in embeddings.embds.items()}
 
 
-def _named(model: dict[str, str] | None) -> str:
-    return f"the one with weights {model['weights'][:16]}" if model else "an unnamed one"
-
-
-def _pattern(available: np.ndarray) -> str:
-    return "".join("1" if there else "0" for there in available)
-
-
-def _among(names: Sequence[str]) -> str:
-    """A filter; pymilvus' own `ids=` puts them in quotes without escaping any."""
-    return f"id in {json.dumps(list(names), ensure_ascii=False)}"
-
-
-def _bits(pattern: str) -> np.ndarray:
-    return np.array([bit == "1" for bit in pattern], dtype=np.float32)
+def _named(model: ModelIdentity | None) -> str:
+    return f"the one with weights {model.weights[:16]}" if model else "an unnamed one"
 
 
 def _numpy(x: Any) -> np.ndarray:
     return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
 
 
-def _batches(count: int, bytes_each: int) -> Iterator[slice]:
-    return slices(count, max(1, MESSAGE // bytes_each))
+def _tensor(x: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(_numpy(x), dtype=np.float32, order="C"))
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    """Objects in an array, which NumPy would otherwise look into."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array

@@ -1,0 +1,292 @@
+"""Search in a store on this machine: codes in memory, brought up to date with the store before each search.
+
+A `Snapshot` is one committed version. Searches in several threads use the snapshot that they began with, whatever is
+added meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .exact_search import CHUNK, Candidates, Chunk, Queries, Scored, best_of, scan, score_pairs, select
+from .rows import Answers, Header, NewVideos, StoreReport
+from .store import CodeRows, Rows, VideoStore
+
+FEW_VIDEOS = 1000
+"""A search among so few videos reads their vectors at once."""
+
+MOST_DELETED = 0.25
+"""From this share of deleted rows on, the codes are read anew."""
+
+_PLACE = (1 << 32) - 1
+"""The bits of a row address that say the place in its fragment; those above are the fragment's number."""
+
+
+class EmbeddedIndex:
+    """Videos in a Lance dataset, searched in this process.
+
+    Args:
+        uri: as for `VideoStore`.
+        memory: the most bytes of codes that are held; None holds all.
+    """
+
+    def __init__(self, uri: str, memory: int | None = None) -> None:
+        self._store = VideoStore(uri)
+        self._codes = HeldCodes(self._store, memory)
+
+    @property
+    def header(self) -> Header | None:
+        return self._store.header
+
+    def refresh(self) -> None:
+        self._store.refresh()
+
+    def __len__(self) -> int:
+        return int(self._store.refresh().count_rows())
+
+    def add(self, header: Header, videos: NewVideos, progress: Any) -> None:
+        with self._store.writing("add"):
+            self._store.create(header)
+            self._store.upsert(videos, progress)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        with self._store.writing("delete"):
+            self._store.delete(ids)
+
+    def optimise(self) -> StoreReport:
+        with self._store.writing("optimise"):
+            return self._store.optimise()
+
+    def search(self, queries: Queries, k: int, ids: Sequence[str] | None, where: str | None) -> Answers:
+        with self._store.reading():
+            snapshot = self._codes.snapshot()
+            allowed = None
+            if ids is not None or where is not None:
+                allowed = self._store.addresses(snapshot.dataset, where, ids)
+            scored = snapshot.search(queries, k, allowed)
+            videos = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(part.video for part in scored)]))
+            return Answers(scored, videos, self._store.read_extras(snapshot.rows(videos)))
+
+    def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        with self._store.reading():
+            snapshot = self._codes.snapshot()
+            rows = snapshot.rows(self._store.addresses(snapshot.dataset, ids=ids))
+            found = self._store.read_vectors(rows)
+            return found.ids.tolist(), found.joint, found.available
+
+    def to_arrow(self) -> Any:
+        with self._store.reading():
+            return self._store.to_arrow()
+
+    def close(self) -> None:
+        self._codes.forget()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Codes of n videos in memory.
+
+    Attributes:
+        chunk: what texts are compared with.
+        addresses: (n,) int64.
+        deleted: (n,) bool; None where no row is.
+    """
+
+    chunk: Chunk
+    addresses: np.ndarray
+    deleted: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of a store.
+
+    Attributes:
+        dataset: the Lance dataset of that version.
+        pieces: its codes; None where they are read from the dataset at each search.
+        tail: the rows of the last piece, which more rows may join.
+    """
+
+    store: VideoStore
+    dataset: Any
+    pieces: tuple[Piece, ...] | None
+    tail: CodeRows | None
+
+    @cached_property
+    def fragments(self) -> dict[int, Any]:
+        """{number: fragment} in the order of the rows."""
+        return {fragment.fragment_id: fragment for fragment in self.dataset.get_fragments()}
+
+    def rows(self, addresses: np.ndarray) -> Rows:
+        """The rows at these addresses."""
+        numbers, places = addresses >> 32, addresses & _PLACE
+        positions = np.empty(len(addresses), dtype=np.int64)
+        start = 0
+        for number, fragment in self.fragments.items():
+            at = np.flatnonzero(numbers == number)
+            if len(at):
+                live = self._live_places(fragment)
+                positions[at] = start + (places[at] if live is None else np.searchsorted(live, places[at]))
+            start += fragment.physical_rows - fragment.num_deletions
+        return Rows(self.dataset, addresses, positions)
+
+    def _live_places(self, fragment: Any) -> np.ndarray | None:
+        """The places (n,) of the rows that are not deleted; None where all are there."""
+        if not fragment.num_deletions:
+            return None
+        return live_addresses(self.dataset, fragment) & _PLACE
+
+    def scored(self, queries: Queries, allowed: np.ndarray | None) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """For each piece its addresses, scores and bounds as `scan` takes them; `allowed` (n,) are all that count."""
+        for piece in self._pieces():
+            scores, errors = piece.chunk.score(queries)
+            left_out = piece.deleted
+            if allowed is not None:
+                not_allowed = ~_contains(allowed, piece.addresses)
+                left_out = not_allowed if left_out is None else left_out | not_allowed
+            if left_out is not None:
+                scores.masked_fill_(torch.from_numpy(left_out), -torch.inf)
+            yield piece.addresses, scores, errors
+
+    def _pieces(self) -> Iterator[Piece]:
+        if self.pieces is not None:
+            yield from self.pieces
+            return
+        dims = list(self.store.header.dims.values())
+        for rows in self.store.read_codes(self.dataset):
+            yield _piece(rows, dims)
+
+    def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
+        """The k highest scores of each text among the videos at the ascending addresses `allowed` (all, for None)."""
+        dims = list(self.store.header.dims.values())
+
+        def vectors(addresses: np.ndarray) -> Any:
+            return self.store.read_vectors(self.rows(addresses))
+
+        if allowed is not None and len(allowed) <= FEW_VIDEOS:
+            pairs = _all_pairs(len(queries), allowed)
+            return best_of(score_pairs(pairs, queries, dims, vectors), len(queries), k)
+        candidates = scan(self.scored(queries, allowed), len(queries), k)
+        return select(
+            candidates, queries, k, dims, vectors, lambda addresses: self.store.read_fine(self.rows(addresses))
+        )
+
+
+def _all_pairs(texts: int, addresses: np.ndarray) -> Candidates:
+    """Each text with each video, of whose scores nothing is known."""
+    size = texts * len(addresses)
+    text, video = np.repeat(np.arange(texts), len(addresses)), np.tile(addresses, texts)
+    return Candidates(text, video, np.zeros(size, dtype=np.float32), np.full(size, np.inf, dtype=np.float32))
+
+
+class HeldCodes:
+    """The codes of a store in memory.
+
+    Args:
+        memory: the most bytes of codes that are held; None holds all.
+    """
+
+    def __init__(self, store: VideoStore, memory: int | None = None) -> None:
+        self._store, self._memory = store, memory
+        self._snapshot: Snapshot | None = None
+        self._lock = threading.Lock()
+
+    def snapshot(self) -> Snapshot:
+        """The newest version. The store must hold something."""
+        with self._lock:
+            dataset, last = self._store.refresh(), self._snapshot
+            if last is None or last.dataset.version != dataset.version:
+                self._snapshot = self._load(dataset, last)
+            return self._snapshot
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self._snapshot = None
+
+    def _load(self, dataset: Any, last: Snapshot | None) -> Snapshot:
+        header = self._store.header
+        bytes_of_codes = dataset.count_rows() * sum(header.dims.values())
+        if self._memory is not None and bytes_of_codes > self._memory:
+            return Snapshot(self._store, dataset, None, None)
+        if last is not None and last.pieces is not None:
+            updated = self._updated(dataset, last)
+            if updated is not None:
+                return updated
+        return self._extended(Snapshot(self._store, dataset, (), None), list(dataset.get_fragments()))
+
+    def _updated(self, dataset: Any, last: Snapshot) -> Snapshot | None:
+        """The last snapshot with the rows that were added and deleted since; None where reading all anew is better."""
+        now = Snapshot(self._store, dataset, last.pieces, last.tail)
+        changed = {
+            number: now.fragments.get(number)
+            for number, fragment in last.fragments.items()
+            if number not in now.fragments or now.fragments[number].num_deletions != fragment.num_deletions
+        }
+        if changed:
+            live = {number: _live(dataset, fragment) for number, fragment in changed.items()}
+            pieces = tuple(_without_deleted(piece, live) for piece in last.pieces)
+            deleted = sum(int(piece.deleted.sum()) for piece in pieces if piece.deleted is not None)
+            if deleted > MOST_DELETED * sum(piece.chunk.size for piece in pieces):
+                return None
+            now = replace(now, pieces=pieces)
+        return self._extended(now, [x for number, x in now.fragments.items() if number not in last.fragments])
+
+    def _extended(self, snapshot: Snapshot, fragments: Sequence[Any]) -> Snapshot:
+        """The snapshot with the rows of more fragments. Small additions share a piece: the last one is made anew."""
+        if not fragments:
+            return snapshot
+        dims = list(self._store.header.dims.values())
+        pieces, waiting = list(snapshot.pieces), []
+        if snapshot.tail is not None:
+            last = pieces.pop()
+            waiting = [snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]]
+        for rows in self._store.read_codes(snapshot.dataset, fragments):
+            waiting.append(rows)
+            if sum(len(part) for part in waiting) >= CHUNK:
+                whole = CodeRows.concatenate(waiting)
+                pieces.append(_piece(whole[:CHUNK], dims))
+                waiting = [whole[CHUNK:]] if len(whole) > CHUNK else []
+        tail = CodeRows.concatenate(waiting) if waiting else None
+        if tail is not None:
+            pieces.append(_piece(tail, dims))
+        return replace(snapshot, pieces=tuple(pieces), tail=tail)
+
+
+def _piece(rows: CodeRows, dims: Sequence[int]) -> Piece:
+    return Piece(Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims), rows.addresses)
+
+
+def live_addresses(dataset: Any, fragment: Any) -> np.ndarray:
+    """Row addresses (n,) int64, ascending, of the rows of a fragment that are not deleted."""
+    table = dataset.scanner(columns=[], fragments=[fragment], with_row_address=True).to_table()
+    return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
+
+
+def _live(dataset: Any, fragment: Any | None) -> np.ndarray:
+    return np.empty(0, dtype=np.int64) if fragment is None else live_addresses(dataset, fragment)
+
+
+def _without_deleted(piece: Piece, live: dict[int, np.ndarray]) -> Piece:
+    """The piece with the rows marked that are not among the live ones of their fragment."""
+    deleted = np.zeros(piece.chunk.size, dtype=bool) if piece.deleted is None else piece.deleted.copy()
+    numbers = piece.addresses >> 32
+    for number, addresses in live.items():
+        at = np.flatnonzero(numbers == number)
+        deleted[at] = ~_contains(addresses, piece.addresses[at])
+    return replace(piece, deleted=deleted) if deleted.any() else piece
+
+
+def _contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of the values are among the ascending ones."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=bool)
+    at = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
+    return ascending[at] == values

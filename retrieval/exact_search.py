@@ -1,0 +1,399 @@
+"""The videos with the highest scores, exactly, from codes of a quarter of the vectors' size.
+
+A joint vector is held as int8 codes with one scale per expert, v = scale * coarse + r. All codes are compared with a
+text by integer products, which gives a score s and a bound e on its error. With w the text's expert weights, a the
+video's availability, t_m and v_m the embeddings of expert m, and t_m = t'_m + q_m the text in 14 bits:
+
+    s = sum_m w_m a_m <t'_m, scale_m coarse_m> / sum_m w_m a_m
+    e = sum_m w_m a_m (|t_m| |r_m| + |q_m| |scale_m coarse_m|) / sum_m w_m a_m
+
+by the inequality of Cauchy and Schwarz, so that the score proper lies in s - e .. s + e. A search has three steps.
+
+1. Scan: of all videos those stay for which s + e reaches the k-th highest s - e.
+2. Refine: the k best of them are scored from their float32 vectors in float64. The k-th of these scores is a limit
+   that the answer cannot fall below. Where many videos still reach it, their fine codes (the same again for r) are
+   read and give bounds that are some 250 times as narrow.
+3. Score: the videos that still reach the limit are scored in float64. Equal scores are ordered by id.
+
+So the answer is what scoring every vector in float64 would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
+from ..base.slices import slices
+
+STEPS = 127
+"""Codes are whole numbers from -127 to 127."""
+
+FINE_STEPS = 254
+"""Fine codes count in this fraction of a coarse step, so that half a step is 127 of them."""
+
+CHUNK = 8192
+"""Videos of one product: enough to be efficient, few enough for scores of 64 texts to stay in the cache."""
+
+QUANTISE_ROWS = 512
+"""Vectors quantised at once, so that they stay in the cache."""
+
+ROUNDING = 4e-6
+"""Relative error of the float32 arithmetic around the integer products, with room to spare."""
+
+FINE_BYTES = 2**20
+"""Fine codes are read where the float32 vectors of all remaining videos would be more than this."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """n joint vectors in two steps of 8 bits: v = scale * (coarse + fine / 254), but for the residual.
+
+    Attributes:
+        coarse, fine: (n, M * D) int8.
+        scale: (n, M) float32, one step of an expert's coarse codes; 0 where the expert is missing.
+        residual: (n, M) float32, at least the length of v - scale * coarse.
+        fine_residual: (n, M) float32, at least the length of what both codes leave.
+    """
+
+    coarse: np.ndarray
+    fine: np.ndarray
+    scale: np.ndarray
+    residual: np.ndarray
+    fine_residual: np.ndarray
+
+
+def quantise(vectors: np.ndarray, dims: Sequence[int]) -> Codes:
+    """Codes of joint vectors (n, sum(dims)) float32, each expert's part with a scale of its own."""
+    n, experts = len(vectors), len(dims)
+    coarse, fine = (np.empty(vectors.shape, dtype=np.int8) for _ in range(2))
+    scale, residual, fine_residual = (np.empty((n, experts), dtype=np.float32) for _ in range(3))
+    for rows in slices(n, QUANTISE_ROWS):
+        for m, columns in enumerate(_blocks(dims)):
+            block = torch.from_numpy(vectors[rows, columns].copy())
+            step = block.abs().amax(1, keepdim=True).div_(STEPS)
+            by = step.masked_fill(step == 0, 1)
+            whole = (block / by).round_()
+            rest = block.sub_(whole * step)
+            part = (rest * (FINE_STEPS / by)).round_().clamp_(-STEPS, STEPS)
+            coarse[rows, columns], fine[rows, columns] = whole.to(torch.int8), part.to(torch.int8)
+            scale[rows, m] = step[:, 0]
+            residual[rows, m] = _at_least(torch.linalg.vector_norm(rest, dim=1), step[:, 0])
+            rest.sub_(part * (step / FINE_STEPS))
+            fine_residual[rows, m] = _at_least(torch.linalg.vector_norm(rest, dim=1), step[:, 0])
+    return Codes(coarse, fine, scale, residual, fine_residual)
+
+
+def _at_least(length: Tensor, step: Tensor) -> Tensor:
+    """A length in float32 that rounding has not made smaller: the vector's own values are exact to 2^-24 of 127
+    steps, each code's product to as much."""
+    return length * (1 + 1e-5) + step * 1e-4
+
+
+def _blocks(dims: Sequence[int]) -> list[slice]:
+    """The columns of each expert in a joint vector."""
+    return [slice(start, stop) for start, stop in pairwise(np.cumsum([0, *dims]).tolist())]
+
+
+class Queries:
+    """T texts, ready to be compared with codes.
+
+    Attributes:
+        weights: (T, M) float32.
+        embeddings: M arrays (T, D) float32.
+        values: M arrays (2 T or more, D) uint8, the texts in 14 bits as `int8_rows` gives them.
+        factors: (M, T, 1) float32, by which an expert's products are multiplied.
+        lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
+    """
+
+    def __init__(self, weights: Tensor, embeddings: Sequence[Tensor]) -> None:
+        self.weights, self.embeddings = weights, list(embeddings)
+        rows = [int8_rows(x) for x in self.embeddings]
+        self.values = [x.values for x in rows]
+        self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2)
+        self.lengths = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in self.embeddings], dim=1)
+        self.errors = torch.stack([_query_error(x, y.values) for x, y in zip(embeddings, rows, strict=True)], dim=1)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def _query_error(x: Tensor, values: Tensor) -> Tensor:
+    """(T,): at least the length of what the 14 bits of `values` leave of x."""
+    largest = x.abs().amax(1, keepdim=True).clamp_min(1e-12).double()
+    coarse, fine = (values[rows].double() - INT8_ZERO for rows in (slice(len(x)), slice(len(x), 2 * len(x))))
+    given = (coarse + fine / (2 * INT8_STEPS)) * (largest / INT8_STEPS)
+    return (torch.linalg.vector_norm(x - given, dim=1) * (1 + 1e-5)).float() + 1e-7 * largest[:, 0].float()
+
+
+Product = Callable[[Tensor], Tensor]
+"""(rows, D) uint8 -> (rows, n) float32: the inner products of `values - 64` and the scaled codes, over 63."""
+
+
+def scaled_product(codes: Tensor, scale: Tensor) -> Product:
+    """Products of texts with the codes (n, D) int8 of one expert, scaled by (n,) float32."""
+    if _has_int8_product():
+        return _packed_product(codes, scale)
+    return lambda x: ((x.float() - INT8_ZERO) @ codes.float().T) * (scale / INT8_STEPS)
+
+
+def _packed_product(codes: Tensor, scale: Tensor) -> Product:
+    packed = torch.ops.onednn.qlinear_prepack(codes, None)
+    no_shift, product = torch.zeros(len(scale), dtype=torch.int64), torch.ops.onednn.qlinear_pointwise.default
+    return lambda x: product(
+        x, 1 / INT8_STEPS, INT8_ZERO, packed, scale, no_shift, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+@cache
+def _has_int8_product() -> bool:
+    """True where PyTorch computes oneDNN's integer product on this processor."""
+    x, codes = torch.full((8, 16), INT8_ZERO + 1, dtype=torch.uint8), torch.ones(4, 16, dtype=torch.int8)
+    try:
+        y = _packed_product(codes, torch.full((4,), float(INT8_STEPS)))(x)
+    except (RuntimeError, AttributeError):
+        return False
+    return bool((y == 16).all())
+
+
+class Chunk:
+    """Codes of n videos, compared at once.
+
+    Args:
+        codes: (n, M * D) int8; coarse or fine ones.
+        scale, residual: (n, M) float32, the codes' steps and at least the lengths of what they leave.
+        available: (n, M) bool.
+        dims: D of each expert.
+
+    Attributes:
+        size: n.
+        reach: (M,) float32, at least the length of any scaled code.
+    """
+
+    def __init__(
+        self, codes: np.ndarray, scale: np.ndarray, residual: np.ndarray, available: np.ndarray, dims: Sequence[int]
+    ) -> None:
+        self.size = len(codes)
+        present = torch.from_numpy(np.ascontiguousarray(available.T, dtype=np.float32))  # (M, n)
+        self._present = present
+        self._bounds = torch.cat([torch.from_numpy(residual.T.copy()) * present, present])  # (2 M, n)
+        self._products: list[Product | None] = []
+        reach = []
+        for m, columns in enumerate(_blocks(dims)):
+            part, steps = np.ascontiguousarray(codes[:, columns]), np.ascontiguousarray(scale[:, m] * available[:, m])
+            self._products.append(
+                scaled_product(torch.from_numpy(part), torch.from_numpy(steps)) if available[:, m].any() else None
+            )
+            reach.append(STEPS * dims[m] ** 0.5 * float(steps.max(initial=0)))
+        self.reach = torch.tensor(reach, dtype=torch.float32)
+
+    def score(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        """Scores and the bounds on their errors, (T, n) float32 each; both 0 where the weights used sum to 0."""
+        size, weights = len(queries), queries.weights
+        scores = torch.zeros(size, self.size)
+        for product, values, factor in zip(self._products, queries.values, queries.factors, strict=True):
+            if product is not None:
+                y = product(values)
+                scores.addcmul_(y[:size].add_(y[size : 2 * size], alpha=0.5 / INT8_STEPS), factor)
+        error = torch.cat([weights * queries.lengths, weights * queries.errors * self.reach], dim=1) @ self._bounds
+        total = weights @ self._present
+        total.masked_fill_(total == 0, 1)
+        largest = (queries.lengths * self.reach).amax(1, keepdim=True)
+        return scores.div_(total), error.div_(total).add_(ROUNDING * largest)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Arrays with a common first axis."""
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Self:
+        return type(self)(*(getattr(self, column.name)[rows] for column in fields(self)))
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, in their order; at least one part."""
+        return cls(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(cls)))
+
+
+@dataclass(frozen=True)
+class Candidates(Columns):
+    """P pairs of a text and a video that may belong to the answer.
+
+    Attributes:
+        text: (P,) int64, the text's number.
+        video: (P,) int64, the video's row address.
+        score, error: (P,) float32, the score by codes and the bound on its error.
+    """
+
+    text: np.ndarray
+    video: np.ndarray
+    score: np.ndarray
+    error: np.ndarray
+
+    def reaching(self, limit: np.ndarray) -> Candidates:
+        """Those whose upper bound reaches their text's limit; limit (T,) float."""
+        return self[self.score.astype(np.float64) + self.error >= limit[self.text]]
+
+
+def scan(scored: Iterable[tuple[np.ndarray, Tensor, Tensor]], texts: int, k: int) -> Candidates:
+    """The pairs whose upper bound reaches the k-th highest lower bound of their text.
+
+    Args:
+        scored: for each chunk the row addresses (n,) int64 of its videos, their scores (T, n) and error bounds (T, n).
+            A score of minus infinity leaves a video out.
+    """
+    highest = torch.full((texts, k), -torch.inf)  # of the lower bounds
+    parts = [Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float32, np.float32)))]
+    for addresses, scores, errors in scored:
+        upper, lower = scores + errors, scores - errors
+        undecided = bool((highest[:, -1] == -torch.inf).any())
+        if undecided:
+            highest = torch.cat([highest, lower], dim=1).topk(k).values
+        passed = (upper >= highest[:, -1:]).logical_and_(upper > -torch.inf)
+        text, column = passed.nonzero().unbind(1)
+        score, error = scores[text, column], errors[text, column]
+        if not undecided and len(text):
+            highest = torch.cat([highest, _padded(score - error, text, texts)], dim=1).topk(k).values
+        parts.append(Candidates(text.numpy(), addresses[column.numpy()], score.numpy(), error.numpy()))
+    return Candidates.concatenate(parts).reaching(highest[:, -1].double().numpy())
+
+
+def _padded(values: Tensor, text: Tensor, texts: int) -> Tensor:
+    """(P,) values of ascending texts as a matrix (T, most of one text), filled up with minus infinity."""
+    counts = torch.bincount(text, minlength=texts)
+    column = torch.arange(len(text)) - (counts.cumsum(0) - counts)[text]
+    matrix = values.new_full((texts, int(counts.max())), -torch.inf)
+    matrix[text, column] = values
+    return matrix
+
+
+@dataclass(frozen=True)
+class Vectors(Columns):
+    """n videos as they are stored.
+
+    Attributes:
+        addresses: (n,) int64, ascending.
+        ids: (n,) of str.
+        joint: (n, sum of D) float32.
+        available: (n, M) bool.
+        bias: (n,) float64, subtracted from each score.
+    """
+
+    addresses: np.ndarray
+    ids: np.ndarray
+    joint: np.ndarray
+    available: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scored(Columns):
+    """P pairs of a text and a video with their scores.
+
+    Attributes:
+        text, video: (P,) int64, as in `Candidates`.
+        ids: (P,) of str.
+        shares: (P, M) float64, what each expert adds to the score.
+        score: (P,) float64.
+    """
+
+    text: np.ndarray
+    video: np.ndarray
+    ids: np.ndarray
+    shares: np.ndarray
+    score: np.ndarray
+
+
+ReadVectors = Callable[[np.ndarray], Vectors]
+ReadFine = Callable[[np.ndarray], Iterable[tuple[np.ndarray, Chunk]]]
+
+
+def select(
+    candidates: Candidates, queries: Queries, k: int, dims: Sequence[int], vectors: ReadVectors, fine: ReadFine
+) -> list[Scored]:
+    """The k highest scores of each text, exactly; one `Scored` a text, best first, equal scores by id.
+
+    Args:
+        vectors: reads the videos at ascending row addresses.
+        fine: reads their fine codes, in chunks with the addresses of their rows.
+    """
+    texts = len(queries)
+    leading = _ranks(candidates.text, candidates.score) < k
+    scored = [score_pairs(candidates[leading], queries, dims, vectors)]
+    limit = _kth_highest(scored[0], texts, k)
+    rest = candidates[~leading].reaching(limit)
+    distinct = np.unique(rest.video)
+    if len(distinct) * 4 * sum(dims) > FINE_BYTES:
+        rest = _refined(rest, queries, fine(distinct)).reaching(limit)
+    scored.append(score_pairs(rest, queries, dims, vectors))
+    return best_of(Scored.concatenate(scored), texts, k)
+
+
+def best_of(scored: Scored, texts: int, k: int) -> list[Scored]:
+    """The k highest scores of each text, best first, equal scores by id."""
+    order = np.lexsort((scored.ids, -scored.score, scored.text))
+    starts = np.searchsorted(scored.text[order], np.arange(texts + 1))
+    return [scored[order[start : min(stop, start + k)]] for start, stop in pairwise(starts.tolist())]
+
+
+def score_pairs(pairs: Candidates, queries: Queries, dims: Sequence[int], vectors: ReadVectors) -> Scored:
+    """CE's score of each pair from the float32 vectors, in float64. Each video is computed alike, wherever it lies, so
+    that equal vectors have equal scores."""
+    stored = vectors(np.unique(pairs.video))
+    row = np.searchsorted(stored.addresses, pairs.video)
+    weights = queries.weights.numpy().astype(np.float64)
+    joint = np.concatenate([x.numpy() for x in queries.embeddings], axis=1).astype(np.float64)
+    joint *= np.repeat(weights, dims, axis=1)
+    starts = np.cumsum([0, *dims])[:-1]
+    shares = np.empty((len(pairs), len(dims)))
+    for text in np.unique(pairs.text):
+        at = np.flatnonzero(pairs.text == text)
+        for rows in slices(len(at), QUANTISE_ROWS):
+            videos = row[at[rows]]
+            total = stored.available[videos].astype(np.float64) @ weights[text]
+            parts = np.add.reduceat(stored.joint[videos] * joint[text], starts, axis=1)
+            shares[at[rows]] = parts / np.where(total > 0, total, 1)[:, None]
+    score = shares.sum(1) - stored.bias[row]
+    return Scored(pairs.text, pairs.video, stored.ids[row], shares, score)
+
+
+def _refined(pairs: Candidates, queries: Queries, chunks: Iterable[tuple[np.ndarray, Chunk]]) -> Candidates:
+    """The pairs with what their fine codes add to the score, and the narrower bounds that these give."""
+    score, error = pairs.score.astype(np.float64), np.full(len(pairs), np.inf)
+    for addresses, chunk in chunks:
+        mine = np.flatnonzero(np.isin(pairs.video, addresses))
+        text, column = pairs.text[mine], np.searchsorted(addresses, pairs.video[mine])
+        added, left = chunk.score(queries)
+        score[mine] += added.numpy()[text, column]
+        # What 14 bits of the text leave of the coarse codes' products: a mean of the experts' is at most the largest.
+        of_coarse = (queries.errors + ROUNDING * queries.lengths) * chunk.reach * FINE_STEPS
+        error[mine] = left.numpy()[text, column] + of_coarse.amax(1).numpy()[text]
+    return Candidates(pairs.text, pairs.video, score, error)
+
+
+def _ranks(group: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """(P,): the place of each value among those of its group, the highest first."""
+    order = np.lexsort((-value, group))
+    ordered = group[order]
+    first = np.searchsorted(ordered, ordered)
+    ranks = np.empty(len(group), dtype=np.int64)
+    ranks[order] = np.arange(len(group)) - first
+    return ranks
+
+
+def _kth_highest(scored: Scored, texts: int, k: int) -> np.ndarray:
+    """(T,): the k-th highest score of each text; minus infinity where there are fewer."""
+    limit = np.full(texts, -np.inf)
+    last = _ranks(scored.text, scored.score) == k - 1
+    limit[scored.text[last]] = scored.score[last]
+    return limit

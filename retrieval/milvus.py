@@ -1,0 +1,310 @@
+"""Search on a Milvus server.
+
+One joint vector a video and its availability pattern are stored. Among videos of one pattern the inner product of joint
+vectors ranks exactly as CE does, because the score is that product divided by the text's weight of the pattern's
+experts. So each pattern that occurs is searched by itself, the candidates are scored from their vectors in float64, and
+the best of all patterns are the answer. The pattern is the collection's partition key, so that the searches of all
+patterns together read each video once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..base.dependencies import extra
+from ..base.slices import slices
+from .embeddings import ModelIdentity
+from .exact_search import Candidates, Queries, Scored, Vectors, best_of, score_pairs
+from .rows import Answers, Extras, Header, NewVideos, StoreReport
+from .store import availability, patterns
+
+LARGEST_DIM = 32_768
+"""Milvus' limit on a vector."""
+
+LONGEST_TEXT = 65_535
+"""Milvus' limit on a text, in bytes."""
+
+MESSAGE = 32 * 2**20
+"""Bytes sent or asked for at once; a server takes 64 MB."""
+
+MOST_HITS = 16_384
+"""The most answers that Milvus gives to a query."""
+
+SPARE_HITS = 8
+"""Candidates beyond k that are asked for at first: enough unless more score nearly the same."""
+
+SINGLE_PRECISION = 1e-5
+"""Milvus may order scores that are nearer than this otherwise than the exact score does."""
+
+IDS_OF_A_QUERY = 512
+
+_PATTERN = "collaborative_experts.pattern."
+"""Prefix of the properties that say which availability patterns occur, such as `...pattern.101`."""
+
+_MODEL = "collaborative_experts.model"
+"""The collection's property that says which model its vectors are of."""
+
+
+class MilvusIndex:
+    """A collection of a Milvus server.
+
+    Args:
+        uri: `http://host:port`.
+        collection: its name; made by the first `add`.
+
+    Raises:
+        ImportError: without pymilvus, naming the extra that brings it.
+        ConnectionError: no server answers.
+        ValueError: the collection is not one of VideoIndex's.
+    """
+
+    def __init__(self, uri: str, collection: str) -> None:
+        self.uri, self.collection = uri, collection
+        self.header: Header | None = None
+        self._client = connect(uri)
+        try:
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
+
+    def refresh(self) -> None:
+        with reporting(self.uri, "load"):
+            if self.header is None and self._client.has_collection(self.collection):
+                self.header = read_header(self._client, self.uri, self.collection)
+                self._client.load_collection(self.collection)
+
+    def __len__(self) -> int:
+        with reporting(self.uri, "count"):
+            return int(self._client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+    def add(self, header: Header, videos: NewVideos, progress: Any) -> None:
+        with reporting(self.uri, "add"):
+            if self.header is None:
+                self._create(header)
+            named = patterns(videos.available)
+            self._note_patterns(set(named))
+            for rows in _batches(len(videos), 4 * sum(header.dims.values())):
+                self._client.upsert(self.collection, _entries(videos, named, rows))
+                progress.update(rows.stop - rows.start)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        with reporting(self.uri, "delete"):
+            for rows in slices(len(ids), IDS_OF_A_QUERY):
+                self._client.delete(self.collection, filter=_among(ids[rows]))
+
+    def search(self, queries: Queries, k: int, ids: Sequence[str] | None, where: str | None) -> Answers:
+        with reporting(self.uri, "search"):
+            candidates = self._candidates(queries, k, where) if ids is None else [list(ids)] * len(queries)
+            names = sorted(set().union(*candidates)) if candidates else []
+            vectors, extras = self._fetch(names, where if ids is not None else None)
+            scored = _score(queries, candidates, vectors, list(self._dims().values()), k)
+            return Answers(scored, vectors.addresses, extras)
+
+    def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        with reporting(self.uri, "read"):
+            vectors, _ = self._fetch(sorted(ids), None)
+            return vectors.ids.tolist(), vectors.joint, vectors.available
+
+    def optimise(self) -> StoreReport:
+        """A server joins its segments by itself; this asks it to write what it holds in memory."""
+        with reporting(self.uri, "optimise"):
+            self._client.flush(self.collection)
+        return StoreReport(len(self), (1, 1), (1, 1), (0, 0))
+
+    def to_arrow(self) -> Any:
+        arrow = extra("pyarrow", "index")
+        with reporting(self.uri, "read"):
+            entries = list(read_all(self._client, self.collection))
+        return arrow.Table.from_pylist(entries)
+
+    def close(self) -> None:
+        self._client.close()
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    def _dims(self) -> dict[str, int]:
+        return self.header.dims if self.header else {}
+
+    def _create(self, header: Header) -> None:
+        size = sum(header.dims.values())
+        if size > LARGEST_DIM:
+            raise ValueError(f"add: Milvus takes vectors up to {LARGEST_DIM}, these have {size}")
+        types = extra("pymilvus", "milvus").DataType
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", types.VARCHAR, is_primary=True, max_length=512)
+        schema.add_field("pattern", types.VARCHAR, max_length=len(header.dims), is_partition_key=True)
+        schema.add_field("vector", types.FLOAT_VECTOR, dim=size)
+        schema.add_field("uri", types.VARCHAR, max_length=LONGEST_TEXT, nullable=True)
+        schema.add_field("start_s", types.DOUBLE, nullable=True)
+        schema.add_field("end_s", types.DOUBLE, nullable=True)
+        schema.add_field("metadata", types.JSON, nullable=True)
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type="IP")
+        content = {"dims": header.dims, "model": asdict(header.model) if header.model else None}
+        self._client.create_collection(
+            self.collection, schema=schema, index_params=index, consistency_level="Strong",
+            properties={_MODEL: json.dumps(content)},
+        )  # fmt: skip
+        self.header = header
+
+    def _properties(self) -> dict[str, str]:
+        return self._client.describe_collection(self.collection)["properties"]
+
+    def _note_patterns(self, occurring: set[str]) -> None:
+        """Note the patterns before the videos that have them, so that no search ever misses one. Each is a property of
+        its own, so that two processes that add at once do not overwrite each other's."""
+        known = self._properties()
+        new = {_PATTERN + pattern: "1" for pattern in occurring if _PATTERN + pattern not in known}
+        if new:
+            self._client.alter_collection_properties(self.collection, new)
+
+    def _candidates(self, queries: Queries, k: int, where: str | None) -> list[list[str]]:
+        """For each text the ids of its best videos, k and all that may be as good, in any order.
+
+        The scores of Milvus tell which. A video that it did not give must be worse than the k-th for certain, else more
+        are asked for.
+        """
+        found: list[list[str]] = [[] for _ in range(len(queries))]
+        pending, limit = np.arange(len(queries)), min(k + SPARE_HITS, MOST_HITS)
+        while len(pending):
+            unsure = []
+            hits_of_texts = self._hits(queries, pending, limit, where)
+            for text, (hits, unseen) in zip(pending, hits_of_texts, strict=True):
+                best = heapq.nlargest(k, (score for score, _ in hits))
+                least = best[-1] - SINGLE_PRECISION * max(1, abs(best[0]), abs(best[-1])) if best else 0.0
+                found[text] = [name for score, name in hits if score >= least]
+                if unseen >= least and limit < MOST_HITS:
+                    unsure.append(text)
+            pending, limit = np.array(unsure, dtype=int), min(8 * limit, MOST_HITS)
+        return found
+
+    def _hits(
+        self, queries: Queries, texts: np.ndarray, limit: int, where: str | None
+    ) -> list[tuple[list[tuple[float, str]], float]]:
+        """For each text, score and id of the best `limit` videos of each pattern, by Milvus' single precision; and the
+        highest score that a video which is not among them can have."""
+        weights = queries.weights.numpy()[texts]
+        joint = np.concatenate([x.numpy()[texts] for x in queries.embeddings], axis=1)
+        joint = joint * np.repeat(weights, list(self._dims().values()), axis=1)
+        found: list[list[tuple[float, str]]] = [[] for _ in texts]
+        unseen = [-np.inf] * len(texts)
+        occurring = [key.removeprefix(_PATTERN) for key in self._properties() if key.startswith(_PATTERN)]
+        for pattern, there in zip(occurring, availability(occurring), strict=True):
+            total = weights @ there
+            condition = f'pattern == "{pattern}"' + (f" and ({where})" if where else "")
+            answers = self._client.search(
+                self.collection, data=joint, anns_field="vector", limit=limit, filter=condition,
+                search_params={"metric_type": "IP"}, consistency_level="Strong",
+            )  # fmt: skip
+            for text, answer in enumerate(answers):
+                by = float(total[text]) or 1.0
+                hits = [(hit["distance"] / by, hit["id"]) for hit in answer]
+                found[text] += hits
+                if len(hits) == limit:
+                    unseen[text] = max(unseen[text], min(hits)[0])
+        return list(zip(found, unseen, strict=True))
+
+    def _fetch(self, names: Sequence[str], where: str | None) -> tuple[Vectors, Extras]:
+        """Those of the named videos that are there, in the order of their ids, numbered from 0."""
+        found: list[dict[str, Any]] = []
+        for rows in _batches(len(names), 4 * sum(self._dims().values())):
+            condition = _among(names[rows]) + (f" and ({where})" if where else "")
+            found += self._client.query(
+                self.collection, filter=condition, output_fields=["*"], consistency_level="Strong"
+            )
+        found.sort(key=lambda entry: entry["id"])
+        return _columns(found, self._dims())
+
+
+def _score(
+    queries: Queries, candidates: Sequence[Sequence[str]], vectors: Vectors, dims: Sequence[int], k: int
+) -> list[Scored]:
+    number = {name: row for row, name in enumerate(vectors.ids)}
+    rows = [np.array(sorted(number[x] for x in names if x in number), dtype=np.int64) for names in candidates]
+    text = np.repeat(np.arange(len(rows)), [len(x) for x in rows])
+    video = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+    pairs = Candidates(text, video, np.zeros(len(text), np.float32), np.zeros(len(text), np.float32))
+    return best_of(score_pairs(pairs, queries, dims, lambda addresses: vectors[addresses]), len(queries), k)
+
+
+def _columns(entries: Sequence[dict[str, Any]], dims: dict[str, int]) -> tuple[Vectors, Extras]:
+    ids, uris, metadata = (np.empty(len(entries), dtype=object) for _ in range(3))
+    ids[:], uris[:] = [entry["id"] for entry in entries], [entry.get("uri") for entry in entries]
+    metadata[:] = [entry.get("metadata") for entry in entries]
+    seconds = [[np.nan if entry.get(x) is None else entry[x] for x in ("start_s", "end_s")] for entry in entries]
+    joint = np.array([entry["vector"] for entry in entries], dtype=np.float32).reshape(len(entries), sum(dims.values()))
+    available = availability([entry["pattern"] for entry in entries]).reshape(len(entries), len(dims))
+    vectors = Vectors(np.arange(len(entries)), ids, joint, available, np.zeros(len(entries)))
+    return vectors, Extras(uris, np.array(seconds, dtype=np.float64).reshape(len(entries), 2), metadata)
+
+
+def _entries(videos: NewVideos, named: Sequence[str], rows: slice) -> list[dict[str, Any]]:
+    joint, extras = videos.joint(rows), videos.extras[rows]
+    return [
+        {
+            "id": name,
+            "pattern": pattern,
+            "vector": vector,
+            "uri": extras.uris[row],
+            "start_s": None if np.isnan(extras.spans[row, 0]) else float(extras.spans[row, 0]),
+            "end_s": None if np.isnan(extras.spans[row, 1]) else float(extras.spans[row, 1]),
+            "metadata": extras.metadata[row],
+        }
+        for row, (name, pattern, vector) in enumerate(zip(videos.ids[rows], named[rows], joint, strict=True))
+    ]
+
+
+# --- the client -------------------------------------------------------------------------------------------
+
+
+def connect(uri: str) -> Any:
+    """A client of a server, or of a folder of Milvus Lite."""
+    milvus = extra("pymilvus", "milvus")
+    try:
+        return milvus.MilvusClient(uri)
+    except milvus.MilvusException as error:
+        raise ConnectionError(f"{uri}: no Milvus server answers: {error.message}") from None
+
+
+def read_header(client: Any, uri: str, collection: str) -> Header:
+    """The facts that a collection states of its videos."""
+    properties = client.describe_collection(collection)["properties"]
+    if _MODEL not in properties:
+        raise ValueError(f"{uri}: collection {collection!r} is not one of VideoIndex's")
+    content = json.loads(properties[_MODEL])
+    return Header(content["dims"], ModelIdentity(**content["model"]) if content["model"] else None)
+
+
+def read_all(client: Any, collection: str) -> Iterator[dict[str, Any]]:
+    """All entries of a collection."""
+    batches = client.query_iterator(collection, filter="", output_fields=["*"], batch_size=1000)
+    while batch := batches.next():
+        yield from (dict(entry) for entry in batch)
+    batches.close()
+
+
+@contextmanager
+def reporting(uri: str, what: str) -> Iterator[None]:
+    """Errors of Milvus as an OSError of one line."""
+    milvus = extra("pymilvus", "milvus")
+    try:
+        yield
+    except milvus.MilvusException as error:
+        raise OSError(f"{uri}: cannot {what}: {error.message}") from None
+
+
+def _among(names: Sequence[str]) -> str:
+    """A filter; pymilvus' own `ids=` puts them in quotes without escaping any."""
+    return f"id in {json.dumps(list(names), ensure_ascii=False)}"
+
+
+def _batches(count: int, bytes_each: int) -> Iterator[slice]:
+    return slices(count, max(1, MESSAGE // bytes_each))

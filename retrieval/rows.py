@@ -1,0 +1,98 @@
+"""The rows that an index hands to its store, and gets back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .embeddings import ModelIdentity
+from .exact_search import Columns, Scored
+
+
+@dataclass(frozen=True)
+class Header:
+    """The facts that hold for all videos of a store.
+
+    Attributes:
+        dims: {expert: D} in the model's order.
+        model: the model that made the embeddings; None where they are from elsewhere.
+    """
+
+    dims: dict[str, int]
+    model: ModelIdentity | None
+
+
+@dataclass(frozen=True)
+class Extras(Columns):
+    """The columns of n rows that no score depends on.
+
+    Attributes:
+        uris: (n,) of str or None.
+        spans: (n, 2) float64 in seconds, NaN where not known.
+        metadata: (n,) of dict or None.
+    """
+
+    uris: np.ndarray
+    spans: np.ndarray
+    metadata: np.ndarray
+
+
+@dataclass(frozen=True)
+class NewVideos:
+    """B videos to be stored.
+
+    Attributes:
+        ids: B of them, each once.
+        available: (B, M) bool.
+        joint: gives the joint vectors (rows, sum of D) float32 for a slice of rows, missing experts zeroed.
+        extras: of the B videos.
+    """
+
+    ids: Sequence[str]
+    available: np.ndarray
+    joint: Callable[[slice], np.ndarray]
+    extras: Extras
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a store has found for T texts.
+
+    Attributes:
+        scored: for each text its videos, best first.
+        videos: (n,) int64, ascending, the videos of all answers as `Scored.video` names them.
+        extras: of these n videos.
+        exact: False where better videos may have been missed.
+    """
+
+    scored: list[Scored]
+    videos: np.ndarray
+    extras: Extras
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """A store before and after `optimise`.
+
+    Attributes:
+        rows: videos in it.
+        files, versions, bytes: (before, after).
+    """
+
+    rows: int
+    files: tuple[int, int]
+    versions: tuple[int, int]
+    bytes: tuple[int, int]
+
+    def __str__(self) -> str:
+        changes = (
+            f"{before:,} -> {after:,} {name}"
+            for name, (before, after) in (("files", self.files), ("versions", self.versions), ("bytes", self.bytes))
+        )
+        return f"{self.rows:,} videos: {', '.join(changes)}"
