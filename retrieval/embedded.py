@@ -16,15 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .exact_search import CHUNK, Candidates, Chunk, Queries, Scored, best_of, scan, score_pairs, select
+from ..base.slices import slices
+from .arrays import as_tensor
+from .exact_search import CHUNK, ROUNDING, Candidates, Chunk, Queries, Scored, best_of, scan, score_pairs, select
+from .normalise import QueryBank
 from .rows import Answers, Header, NewVideos, StoreReport
-from .store import CodeRows, Rows, VideoStore
+from .store import CodeRows, Rows, VideoStore, bias_column
 
 FEW_VIDEOS = 1000
 """A search among so few videos reads their vectors at once."""
 
 MOST_DELETED = 0.25
 """From this share of deleted rows on, the codes are read anew."""
+
+BANK_TEXTS = 64
+"""Texts of a query bank that share a pass over the videos."""
 
 _PLACE = (1 << 32) - 1
 """The bits of a row address that say the place in its fragment; those above are the fragment's number."""
@@ -65,6 +71,10 @@ class EmbeddedIndex:
         with self._store.writing("optimise"):
             return self._store.optimise()
 
+    def calibrate(self, bank: QueryBank | None) -> None:
+        with self._store.writing("calibrate"):
+            self._store.calibrate(bank)
+
     def search(self, queries: Queries, k: int, ids: Sequence[str] | None, where: str | None) -> Answers:
         with self._store.reading():
             snapshot = self._codes.snapshot()
@@ -97,11 +107,13 @@ class Piece:
     Attributes:
         chunk: what texts are compared with.
         addresses: (n,) int64.
+        bias: (n,) float32, what a query bank takes from the scores; None without one.
         deleted: (n,) bool; None where no row is.
     """
 
     chunk: Chunk
     addresses: np.ndarray
+    bias: Tensor | None
     deleted: np.ndarray | None = None
 
 
@@ -148,6 +160,9 @@ class Snapshot:
         """For each piece its addresses, scores and bounds as `scan` takes them; `allowed` (n,) are all that count."""
         for piece in self._pieces():
             scores, errors = piece.chunk.score(queries)
+            if piece.bias is not None:
+                scores.addr_(queries.corrected, piece.bias, alpha=-1)
+                errors.add_(ROUNDING * piece.bias.abs().amax())
             left_out = piece.deleted
             if allowed is not None:
                 not_allowed = ~_contains(allowed, piece.addresses)
@@ -166,6 +181,29 @@ class Snapshot:
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
         """The k highest scores of each text among the videos at the ascending addresses `allowed` (all, for None)."""
+        bank = self.store.bank(self.dataset)
+        if bank is not None and bank.method == "qb-dynamic" and bool(queries.corrected.any()):
+            queries = queries.correcting(self._finds_activated(queries, allowed))
+        return self._search(queries, k, allowed)
+
+    def _finds_activated(self, queries: Queries, allowed: np.ndarray | None) -> Tensor:
+        """(T,) bool: whether the best video of each text, before any correction, is an activated one."""
+        best = self._search(queries.correcting(torch.zeros(len(queries))), 1, allowed)
+        return torch.tensor([bool(_contains(self.activated, x.video).any()) for x in best], dtype=torch.bool)
+
+    @cached_property
+    def activated(self) -> np.ndarray:
+        """Ascending addresses of the videos that "qb-dynamic" activates: the best of some text of the bank."""
+        bank = self.store.bank(self.dataset)
+        parts = []
+        for rows in slices(len(bank.text), BANK_TEXTS):
+            text = bank.text[np.arange(rows.start, rows.stop)]
+            embeddings = [torch.from_numpy(x) for x in text.embds.values()]
+            queries = Queries(torch.from_numpy(text.weights), embeddings).correcting(torch.zeros(len(text)))
+            parts += [scored.video for scored in self._search(queries, bank.k or 1, None)]
+        return np.unique(np.concatenate(parts))
+
+    def _search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
         dims = list(self.store.header.dims.values())
 
         def vectors(addresses: np.ndarray) -> Any:
@@ -216,7 +254,8 @@ class HeldCodes:
         bytes_of_codes = dataset.count_rows() * sum(header.dims.values())
         if self._memory is not None and bytes_of_codes > self._memory:
             return Snapshot(self._store, dataset, None, None)
-        if last is not None and last.pieces is not None:
+        same_bank = last is not None and bias_column(last.dataset.schema) == bias_column(dataset.schema)
+        if same_bank and last.pieces is not None:
             updated = self._updated(dataset, last)
             if updated is not None:
                 return updated
@@ -261,7 +300,8 @@ class HeldCodes:
 
 
 def _piece(rows: CodeRows, dims: Sequence[int]) -> Piece:
-    return Piece(Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims), rows.addresses)
+    bias = as_tensor(rows.bias).float() if rows.bias.any() else None
+    return Piece(Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims), rows.addresses, bias)
 
 
 def live_addresses(dataset: Any, fragment: Any) -> np.ndarray:

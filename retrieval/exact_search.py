@@ -16,10 +16,14 @@ by the inequality of Cauchy and Schwarz, so that the score proper lies in s - e 
 3. Score: the videos that still reach the limit are scored in float64. Equal scores are ordered by id.
 
 So the answer is what scoring every vector in float64 would give.
+
+A query bank (normalise.py) takes one number a video, its bias, from the scores: the same for s, for its bounds, and for
+the score in float64.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -32,6 +36,7 @@ from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
+from .arrays import as_tensor
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -111,10 +116,12 @@ class Queries:
         values: M arrays (2 T or more, D) uint8, the texts in 14 bits as `int8_rows` gives them.
         factors: (M, T, 1) float32, by which an expert's products are multiplied.
         lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
+        corrected: (T,) float32, 1 where the videos' biases are subtracted from the scores, else 0.
     """
 
     def __init__(self, weights: Tensor, embeddings: Sequence[Tensor]) -> None:
         self.weights, self.embeddings = weights, list(embeddings)
+        self.corrected = torch.ones(len(weights))
         rows = [int8_rows(x) for x in self.embeddings]
         self.values = [x.values for x in rows]
         self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2)
@@ -123,6 +130,12 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def correcting(self, corrected: Tensor) -> Queries:
+        """The same texts, of which those in `corrected` (T,) bool lose the videos' biases."""
+        other = copy.copy(self)
+        other.corrected = corrected.float()
+        return other
 
 
 def _query_error(x: Tensor, values: Tensor) -> Tensor:
@@ -188,9 +201,7 @@ class Chunk:
         reach = []
         for m, columns in enumerate(_blocks(dims)):
             part, steps = np.ascontiguousarray(codes[:, columns]), np.ascontiguousarray(scale[:, m] * available[:, m])
-            self._products.append(
-                scaled_product(torch.from_numpy(part), torch.from_numpy(steps)) if available[:, m].any() else None
-            )
+            self._products.append(scaled_product(as_tensor(part), as_tensor(steps)) if available[:, m].any() else None)
             reach.append(STEPS * dims[m] ** 0.5 * float(steps.max(initial=0)))
         self.reach = torch.tensor(reach, dtype=torch.float32)
 
@@ -286,7 +297,7 @@ class Vectors(Columns):
         ids: (n,) of str.
         joint: (n, sum of D) float32.
         available: (n, M) bool.
-        bias: (n,) float64, subtracted from each score.
+        bias: (n,) float64, the number that a query bank takes from the scores; 0 without one.
     """
 
     addresses: np.ndarray
@@ -363,7 +374,7 @@ def score_pairs(pairs: Candidates, queries: Queries, dims: Sequence[int], vector
             total = stored.available[videos].astype(np.float64) @ weights[text]
             parts = np.add.reduceat(stored.joint[videos] * joint[text], starts, axis=1)
             shares[at[rows]] = parts / np.where(total > 0, total, 1)[:, None]
-    score = shares.sum(1) - stored.bias[row]
+    score = shares.sum(1) - queries.corrected.numpy()[pairs.text] * stored.bias[row]
     return Scored(pairs.text, pairs.video, stored.ids[row], shares, score)
 
 

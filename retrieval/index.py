@@ -21,6 +21,7 @@ from .embedded import EmbeddedIndex
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .exact_search import Queries
 from .milvus import MilvusIndex
+from .normalise import PUBLISHED_ALPHA, PUBLISHED_BETA, Method, QueryBank
 from .result import SearchResult
 from .rows import Answers, Extras, Header, NewVideos, StoreReport
 
@@ -63,6 +64,8 @@ class Backend(Protocol):
         """Ids, joint vectors (n, sum of D) and availability (n, M) of those videos that are there."""
 
     def optimise(self) -> StoreReport: ...
+
+    def calibrate(self, bank: QueryBank | None) -> None: ...
 
     def to_arrow(self) -> Any: ...
 
@@ -174,7 +177,7 @@ class VideoIndex:
 
     def delete(self, ids: Sequence[str | int] | str | int) -> None:
         """Forget videos; ids that are not there are passed over. Raises as `add` for ids."""
-        names = _check_ids(ids)
+        names = _check_ids([ids] if isinstance(ids, str) else ids)
         if self._header() and names:
             self._open.delete(names)
 
@@ -212,7 +215,7 @@ class VideoIndex:
         if not all(bool(x.isfinite().all()) for x in (weights, *embeddings)):
             raise ValueError("search: expected finite embeddings and weights, got NaN or Inf")
         names = None if ids is None else _check_ids(ids)
-        return self._search(weights, embeddings, k, names, where, single)
+        return self._search(weights, embeddings, k, names, where, single, corrected=True)
 
     def search_like(
         self, videos: Sequence[str | int] | str | int | VideoEmbeddings, k: int = 10, where: str | None = None
@@ -230,10 +233,10 @@ class VideoIndex:
             batch = _batch_of_one(videos) if single else videos
             self._check_query(k, Header(_dims(batch), batch.model))
             weights = _equal_weights(_tensor(batch.available))
-            return self._search(weights, [_tensor(x) for x in batch.embds.values()], k, None, where, single)
+            return self._search(weights, [_tensor(x) for x in batch.embds.values()], k, None, where, single, False)
         self._check_query(k, None)
         single = isinstance(videos, str | int | np.integer)
-        names = _check_ids(videos)
+        names = _check_ids([videos] if isinstance(videos, str) else videos)
         found, joint, available = self._open.embeddings(names)
         missing = [name for name in names if name not in found]
         if missing:
@@ -242,9 +245,38 @@ class VideoIndex:
         blocks = torch.from_numpy(joint[rows]).split(list(self._header().dims.values()), dim=1)
         embeddings = [x.contiguous() for x in blocks]
         weights = _equal_weights(torch.from_numpy(available[rows]))
-        result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, single=False)
+        result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, False, False)
         result = _without(result, names, k)
         return result[0] if single else result
+
+    def calibrate(
+        self,
+        text: TextEmbeddings | None,
+        method: Method = "qb",
+        beta: float = PUBLISHED_BETA,
+        alpha: float = PUBLISHED_ALPHA,
+        k: int | None = None,
+    ) -> None:
+        """Correct the scores of all searches for hubs, videos that many texts find, by what training captions score.
+
+        The bank is kept with the index. Videos that are added later are corrected by it, too. With "qb-dynamic" the
+        first search after a change compares all of the bank with all videos.
+
+        Args:
+            text: embeddings of captions that do not describe the indexed videos; a few thousand are enough. None ends
+                the correction.
+            method, beta, alpha, k: as for `QueryBank`.
+
+        Raises:
+            TypeError, ValueError: as `QueryBank`; embeddings of another model; an empty index.
+            NotImplementedError: on a Milvus server.
+        """
+        if self._header() is None:
+            raise ValueError(f"calibrate: {self.uri} holds no videos yet; add some first")
+        bank = None if text is None else QueryBank(text, method, beta, alpha, k)
+        if bank is not None:
+            self._check_model(Header(_dims(bank.text), bank.text.model))
+        self._open.calibrate(bank)
 
     def optimise(self) -> StoreReport:
         """Join small files, drop deleted rows and versions older than ten minutes, and index the ids.
@@ -307,11 +339,14 @@ class VideoIndex:
         ids: Sequence[str] | None,
         where: str | None,
         single: bool,
+        corrected: bool,
     ) -> SearchResult:
         parts = []
         for start in range(0, max(len(weights), 1), TEXTS):
             rows = slice(start, start + TEXTS)
             queries = Queries(weights[rows], [x[rows] for x in embeddings])
+            if not corrected:
+                queries = queries.correcting(torch.zeros(len(queries)))
             parts.append(_result(self._open.search(queries, int(k), ids, where), self.experts))
         result = parts[0] if len(parts) == 1 else _concatenated(parts)
         return result[0] if single else result

@@ -22,6 +22,7 @@ from ..base.dependencies import extra
 from ..base.slices import slices
 from .embeddings import ModelIdentity
 from .exact_search import Candidates, Queries, Scored, Vectors, best_of, score_pairs
+from .normalise import QueryBank
 from .rows import Answers, Extras, Header, NewVideos, StoreReport
 from .store import availability, patterns
 
@@ -118,6 +119,9 @@ class MilvusIndex:
         with reporting(self.uri, "optimise"):
             self._client.flush(self.collection)
         return StoreReport(len(self), (1, 1), (1, 1), (0, 0))
+
+    def calibrate(self, bank: QueryBank | None) -> None:
+        raise NotImplementedError(f"calibrate: not on a Milvus server ({self.uri}); convert to a .lance index for it")
 
     def to_arrow(self) -> Any:
         arrow = extra("pyarrow", "index")

@@ -29,7 +29,7 @@ class SearchResult:
 
     Attributes:
         ids: (T, k) of str; fewer than k where there are fewer videos.
-        scores: (T, k) float32, CE's score as `similarity` gives it.
+        scores: (T, k) float32, CE's score as `similarity` gives it, less the video's bias in a calibrated index.
         shares: (T, k, M) float32, what each expert adds to the score; 0 where the video lacks it.
         experts: the M experts' names.
         uris: (T, k) of str or None, the media files.

@@ -12,25 +12,35 @@ Writers of one machine take turns by a lock file, and commits of other machines 
 | `scale`, `residual`, `fine_residual` | float32 lists | of the codes, one value an expert |
 | `uri`, `start_s`, `end_s` | text, seconds | the media file and the span in it |
 | `metadata` | JSON | whatever the caller wants to find again |
+| `bias_KEY` | float64 | after `calibrate`: what the query bank KEY takes from the video's scores |
+
+The texts of a query bank lie in a dataset of their own, `_banks/KEY.lance`, in the store's folder. It is written before
+the column, and the commit of the column puts the bank in force.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..base.dependencies import extra
 from ..base.slices import slices
-from .embeddings import ModelIdentity
+from .arrays import as_numpy
+from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .exact_search import CHUNK, FINE_STEPS, Chunk, Codes, Columns, Vectors, quantise
+from .normalise import QueryBank
 from .rows import Extras, Header, NewVideos, StoreReport
 
 LAYOUT = 1
@@ -64,6 +74,7 @@ class CodeRows(Columns):
         coarse: (n, sum of D) int8.
         scale, residual: (n, M) float32, as in `Codes`.
         available: (n, M) bool.
+        bias: (n,) float64, as in `Vectors`.
     """
 
     addresses: np.ndarray
@@ -71,6 +82,7 @@ class CodeRows(Columns):
     scale: np.ndarray
     residual: np.ndarray
     available: np.ndarray
+    bias: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,7 @@ class VideoStore:
             raise FileNotFoundError(f"{uri}: there is no folder {Path(uri).parent}")
         self._dataset: Any = None
         self.header: Header | None = None
+        self._banks: dict[str, QueryBank] = {}
         self.refresh()
 
     # --- reading ------------------------------------------------------------------------------------------
@@ -190,7 +203,8 @@ class VideoStore:
 
     def read_codes(self, dataset: Any, fragments: Sequence[Any] | None = None) -> Iterator[CodeRows]:
         """The coarse codes of some fragments, or of all, in pieces of at most `CHUNK` rows, by address."""
-        columns = ["pattern", "coarse", "scale", "residual"]
+        bias = bias_column(dataset.schema)
+        columns = ["pattern", "coarse", "scale", "residual", *([bias] if bias else [])]
         scanner = dataset.scanner(
             columns=columns, fragments=fragments, batch_size=CHUNK, with_row_address=True, scan_in_order=True
         )
@@ -202,17 +216,19 @@ class VideoStore:
                     _matrix(batch["scale"]),
                     _matrix(batch["residual"]),
                     availability(batch["pattern"].to_pylist()),
+                    batch[bias].to_numpy() if bias else np.zeros(batch.num_rows),
                 )
 
     def read_vectors(self, rows: Rows) -> Vectors:
         """Ids and float32 vectors of some rows, whose addresses ascend."""
-        table = rows.take(["id", "pattern", "vector"])
+        bias = bias_column(rows.dataset.schema)
+        table = rows.take(["id", "pattern", "vector", *([bias] if bias else [])])
         return Vectors(
             rows.addresses,
             np.array(table["id"].to_pylist(), dtype=object),
             _matrix(table["vector"]),
             availability(table["pattern"].to_pylist()),
-            np.zeros(len(rows.addresses)),
+            table[bias].to_numpy() if bias else np.zeros(len(rows.addresses)),
         )
 
     def read_extras(self, rows: Rows) -> Extras:
@@ -298,10 +314,15 @@ class VideoStore:
 
     def _batches(self, videos: NewVideos, progress: Any) -> Iterator[Any]:
         dims, schema = list(self.header.dims.values()), self._dataset.schema
+        bank = self.bank(self._dataset)
         for rows in slices(len(videos), max(1, WRITTEN_BYTES // (4 * sum(dims)))):
             joint = videos.joint(rows)
-            codes = quantise(joint, dims)
-            yield _record_batch(schema, videos.ids[rows], videos.available[rows], joint, codes, videos.extras[rows])
+            available = videos.available[rows]
+            columns = {"id": videos.ids[rows], "pattern": patterns(available)}
+            columns |= _lists(joint, quantise(joint, dims)) | _media(videos.extras[rows])
+            if bank is not None:
+                columns[bias_column(schema)] = bank.biases(_embeddings(self.header, joint, available))
+            yield _record_batch(schema, columns)
             progress.update(len(joint))
 
     def _holds_any(self, ids: Sequence[str]) -> bool:
@@ -328,6 +349,41 @@ class VideoStore:
             dataset.cleanup_old_versions(older_than=KEPT)
             self.refresh()
 
+    def calibrate(self, bank: QueryBank | None) -> None:
+        """Put a query bank in force, in one commit, or none."""
+        old = [name for name in self.refresh().schema.names if name.startswith(_BIAS)]
+        if bank is not None:
+            key = uuid.uuid4().hex
+            self._lance.write_dataset(_bank_table(bank), self._bank_uri(key), mode="create")
+            bias = self._lance.batch_udf(output_schema=_bias_schema(_BIAS + key))(
+                partial(_biases, bank, self.header, _BIAS + key)
+            )
+            self._writable().add_columns(bias, read_columns=["vector", "pattern"], batch_size=CHUNK)
+        if old:
+            self._writable().drop_columns(old)
+        self.refresh()
+
+    def bank(self, dataset: Any) -> QueryBank | None:
+        """The query bank that is in force in this version."""
+        name = bias_column(dataset.schema)
+        if name is None:
+            return None
+        if name not in self._banks:
+            self._banks = {name: _read_bank(self._lance.dataset(self._bank_uri(name.removeprefix(_BIAS))), self.header)}
+        return self._banks[name]
+
+    def _bank_uri(self, key: str) -> str:
+        return f"{self.uri.rstrip('/')}/_banks/{key}.lance"
+
+    def _forget_banks(self) -> None:
+        """Remove the banks of a store on this machine that no version asks for."""
+        versions = (self._lance.dataset(self.uri, version=x["version"]) for x in self._dataset.versions())
+        columns = {name for version in versions for name in version.schema.names if name.startswith(_BIAS)}
+        asked = {Path(self._bank_uri(name.removeprefix(_BIAS))) for name in columns}
+        for path in Path(self.uri).glob("_banks/*.lance"):
+            if path not in asked:
+                shutil.rmtree(path)
+
     def optimise(self) -> StoreReport:
         """Join small files, drop deleted rows and old versions, and index the ids."""
         before = self._size()
@@ -335,6 +391,9 @@ class VideoStore:
         dataset.optimize.compact_files()
         dataset.create_scalar_index("id", "BTREE", replace=True)
         dataset.cleanup_old_versions(older_than=KEPT)
+        self.refresh()
+        if self._local:
+            self._forget_banks()
         after = self._size()
         return StoreReport(self._dataset.count_rows(), *zip(before, after, strict=True))
 
@@ -374,26 +433,91 @@ def _schema(header: Header) -> Any:
     return arrow.schema(columns, metadata={_HEADER: json.dumps({"layout": LAYOUT, **asdict(header)})})
 
 
-def _record_batch(
-    schema: Any, ids: Sequence[str], available: np.ndarray, joint: np.ndarray, codes: Codes, extras: Extras
-) -> Any:
-    arrow = extra("pyarrow", "index")
+def _lists(joint: np.ndarray, codes: Codes) -> dict[str, np.ndarray]:
+    """The columns that hold one list a video."""
+    return {"vector": joint, **{entry.name: getattr(codes, entry.name) for entry in fields(Codes)}}
+
+
+def _media(extras: Extras) -> dict[str, Any]:
+    """The columns that no score depends on."""
+    start, end = extras.spans.T
     metadata = [None if value is None else json.dumps(value) for value in extras.metadata]
-    start, end = (arrow.array(extras.spans[:, column], from_pandas=True) for column in range(2))
-    lists = {"vector": joint, **{entry.name: getattr(codes, entry.name) for entry in fields(Codes)}}
-    columns = {
-        "id": arrow.array(ids, arrow.string()),
-        "pattern": arrow.array(patterns(available), arrow.string()),
-        **{
-            name: arrow.FixedSizeListArray.from_arrays(arrow.array(x.reshape(-1)), x.shape[1])
-            for name, x in lists.items()
-        },
-        "uri": arrow.array(extras.uris, arrow.string()),
-        "start_s": start,
-        "end_s": end,
-        "metadata": arrow.array(metadata, arrow.string()).cast(arrow.json_()),
-    }
-    return arrow.record_batch([columns[name] for name in schema.names], schema=schema)
+    return {"uri": extras.uris, "start_s": start, "end_s": end, "metadata": metadata}
+
+
+def _record_batch(schema: Any, columns: dict[str, Any]) -> Any:
+    """A batch of Arrow; columns of the schema that are not given are null, and so is NaN."""
+    arrow = extra("pyarrow", "index")
+    rows = len(columns["id"])
+
+    def array(name: str, kind: Any) -> Any:
+        if name not in columns:
+            return arrow.nulls(rows, kind)
+        values = columns[name]
+        if arrow.types.is_fixed_size_list(kind):
+            return arrow.FixedSizeListArray.from_arrays(arrow.array(values.reshape(-1)), values.shape[1])
+        if name == "metadata":
+            return arrow.array(values, arrow.string()).cast(kind)
+        return arrow.array(values, kind, from_pandas=True)
+
+    return arrow.record_batch([array(field.name, field.type) for field in schema], schema=schema)
+
+
+# --- query banks --------------------------------------------------------------------------------------------
+
+_BIAS = "bias_"
+"""Prefix of the column with the biases; the rest of its name is the bank's key."""
+
+_BANK = b"collaborative_experts.bank"
+
+
+def bias_column(schema: Any) -> str | None:
+    """The column of the bank in force: the last, should a crash have left two."""
+    names = [name for name in schema.names if name.startswith(_BIAS)]
+    return names[-1] if names else None
+
+
+def _bias_schema(name: str) -> Any:
+    arrow = extra("pyarrow", "index")
+    return arrow.schema({name: arrow.float64()})
+
+
+def _biases(bank: QueryBank, header: Header, name: str, batch: Any) -> Any:
+    """What a bank takes from the scores of a batch of rows."""
+    available = availability(batch["pattern"].to_pylist())
+    biases = bank.biases(_embeddings(header, _matrix(batch["vector"]), available))
+    return extra("pyarrow", "index").record_batch([biases], schema=_bias_schema(name))
+
+
+def _embeddings(header: Header, joint: np.ndarray, available: np.ndarray) -> VideoEmbeddings:
+    """Stored vectors (n, sum of D) as embeddings."""
+    return VideoEmbeddings(_by_expert(header, joint), available, model=header.model)
+
+
+def _by_expert(header: Header, joint: np.ndarray) -> dict[str, Any]:
+    blocks = torch.from_numpy(joint.copy()).split(list(header.dims.values()), dim=1)
+    return {name: block.numpy() for name, block in zip(header.dims, blocks, strict=True)}
+
+
+def _bank_table(bank: QueryBank) -> Any:
+    """The texts of a bank as Arrow: per text its embeddings in a row and its weights."""
+    arrow = extra("pyarrow", "index")
+    embeddings = np.concatenate([as_numpy(x).astype(np.float32) for x in bank.text.embds.values()], axis=1)
+    columns = {"embeddings": embeddings, "weights": as_numpy(bank.text.weights).astype(np.float32)}
+    arrays = [arrow.FixedSizeListArray.from_arrays(x.reshape(-1), x.shape[1]) for x in columns.values()]
+    settings = {name: getattr(bank, name) for name in ("method", "beta", "alpha", "k")}
+    return arrow.table(arrays, names=list(columns)).replace_schema_metadata({_BANK: json.dumps(settings)})
+
+
+def _read_bank(dataset: Any, header: Header) -> QueryBank:
+    table = dataset.to_table()
+    text = TextEmbeddings(
+        _by_expert(header, _matrix(table["embeddings"])), _matrix(table["weights"]), model=header.model
+    )
+    return QueryBank(text, **json.loads(dataset.schema.metadata[_BANK]))
+
+
+# --- columns ------------------------------------------------------------------------------------------------
 
 
 def patterns(available: np.ndarray) -> list[str]:
