@@ -18,7 +18,19 @@ from torch import Tensor
 
 from ..base.slices import slices
 from .arrays import as_tensor
-from .exact_search import CHUNK, ROUNDING, Candidates, Chunk, Queries, Scored, best_of, scan, score_pairs, select
+from .exact_search import (
+    CHUNK,
+    ROUNDING,
+    Candidates,
+    Chunk,
+    Queries,
+    Scored,
+    Vectors,
+    best_of,
+    scan,
+    score_pairs,
+    select,
+)
 from .normalise import QueryBank
 from .rows import Answers, Header, NewVideos, StoreReport
 from .store import CodeRows, Rows, VideoStore, bias_column
@@ -28,6 +40,9 @@ FEW_VIDEOS = 1000
 
 MOST_DELETED = 0.25
 """From this share of deleted rows on, the codes are read anew."""
+
+CANDIDATES, CANDIDATES_OF_AN_ANSWER = 200, 20
+"""An approximate search for k videos scores 200 + 20 k candidates exactly."""
 
 BANK_TEXTS = 64
 """Texts of a query bank that share a pass over the videos."""
@@ -67,9 +82,9 @@ class EmbeddedIndex:
         with self._store.writing("delete"):
             self._store.delete(ids)
 
-    def optimise(self) -> StoreReport:
+    def optimise(self, approximate: bool) -> StoreReport:
         with self._store.writing("optimise"):
-            return self._store.optimise()
+            return self._store.optimise(approximate)
 
     def calibrate(self, bank: QueryBank | None) -> None:
         with self._store.writing("calibrate"):
@@ -81,9 +96,16 @@ class EmbeddedIndex:
             allowed = None
             if ids is not None or where is not None:
                 allowed = self._store.addresses(snapshot.dataset, where, ids)
-            scored = snapshot.search(queries, k, allowed)
-            videos = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(part.video for part in scored)]))
-            return Answers(scored, videos, self._store.read_extras(snapshot.rows(videos)))
+            return self._answers(snapshot, snapshot.search(queries, k, allowed), exact=True)
+
+    def _answers(self, snapshot: Snapshot, scored: list[Scored], exact: bool) -> Answers:
+        videos = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(part.video for part in scored)]))
+        return Answers(scored, videos, self._store.read_extras(snapshot.rows(videos)), exact)
+
+    def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers:
+        with self._store.reading():
+            snapshot = Snapshot(self._store, self._store.refresh(), None, None)
+            return self._answers(snapshot, snapshot.search_approximately(queries, k, where), exact=False)
 
     def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
         with self._store.reading():
@@ -203,26 +225,39 @@ class Snapshot:
             parts += [scored.video for scored in self._search(queries, bank.k or 1, None)]
         return np.unique(np.concatenate(parts))
 
+    def search_approximately(self, queries: Queries, k: int, where: str | None) -> list[Scored]:
+        """The k highest scores of each text among candidates by Lance's index, which ranks by inner products of joint
+        vectors: as CE's score does among videos of the same experts, and nearly so among all."""
+        bank = self.store.bank(self.dataset)
+        if bank is not None and bank.method == "qb-dynamic":
+            raise ValueError("search: the query bank 'qb-dynamic' needs exact=True")
+        dims = list(self.store.header.dims.values())
+        joint = torch.cat(queries.embeddings, dim=1).numpy() * np.repeat(queries.weights.numpy(), dims, axis=1)
+        count = CANDIDATES + CANDIDATES_OF_AN_ANSWER * k
+        found = [self.store.nearest(self.dataset, row, count, where) for row in joint]
+        text = np.repeat(np.arange(len(found)), [len(addresses) for addresses in found])
+        pairs = _unscored(text, np.concatenate([np.empty(0, dtype=np.int64), *found]))
+        return best_of(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
+
+    def _vectors(self, addresses: np.ndarray) -> Vectors:
+        return self.store.read_vectors(self.rows(addresses))
+
     def _search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
         dims = list(self.store.header.dims.values())
-
-        def vectors(addresses: np.ndarray) -> Any:
-            return self.store.read_vectors(self.rows(addresses))
-
         if allowed is not None and len(allowed) <= FEW_VIDEOS:
-            pairs = _all_pairs(len(queries), allowed)
-            return best_of(score_pairs(pairs, queries, dims, vectors), len(queries), k)
+            text = np.repeat(np.arange(len(queries)), len(allowed))
+            pairs = _unscored(text, np.tile(allowed, len(queries)))
+            return best_of(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
         candidates = scan(self.scored(queries, allowed), len(queries), k)
         return select(
-            candidates, queries, k, dims, vectors, lambda addresses: self.store.read_fine(self.rows(addresses))
+            candidates, queries, k, dims, self._vectors, lambda addresses: self.store.read_fine(self.rows(addresses))
         )
 
 
-def _all_pairs(texts: int, addresses: np.ndarray) -> Candidates:
-    """Each text with each video, of whose scores nothing is known."""
-    size = texts * len(addresses)
-    text, video = np.repeat(np.arange(texts), len(addresses)), np.tile(addresses, texts)
-    return Candidates(text, video, np.zeros(size, dtype=np.float32), np.full(size, np.inf, dtype=np.float32))
+def _unscored(text: np.ndarray, video: np.ndarray) -> Candidates:
+    """Pairs of whose scores nothing is known."""
+    score, error = np.zeros(len(text), dtype=np.float32), np.full(len(text), np.inf, dtype=np.float32)
+    return Candidates(text, video, score, error)
 
 
 class HeldCodes:

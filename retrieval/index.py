@@ -63,7 +63,9 @@ class Backend(Protocol):
     def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Ids, joint vectors (n, sum of D) and availability (n, M) of those videos that are there."""
 
-    def optimise(self) -> StoreReport: ...
+    def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers: ...
+
+    def optimise(self, approximate: bool) -> StoreReport: ...
 
     def calibrate(self, bank: QueryBank | None) -> None: ...
 
@@ -187,6 +189,7 @@ class VideoIndex:
         k: int = 10,
         ids: Sequence[str | int] | None = None,
         where: str | None = None,
+        exact: bool = True,
     ) -> SearchResult:
         """The k videos with the highest score for each text, exactly as comparing with all of them would find.
 
@@ -198,6 +201,9 @@ class VideoIndex:
             where: only videos that meet this condition in SQL over id, pattern, uri, start_s, end_s and metadata, such
                 as "end_s - start_s > 5 AND json_get_string(metadata, 'camera') = 'left'". A Milvus server takes its
                 own expressions.
+            exact: False asks the approximate index that `optimise(approximate=True)` made, for collections beyond
+                memory. The scores are exact, but better videos may be missed, and the result says so. A search among
+                `ids` and a Milvus server are exact all the same.
 
         Raises:
             TypeError, ValueError: embeddings of another model or with NaN, k below 1, an empty index, a condition that
@@ -215,7 +221,7 @@ class VideoIndex:
         if not all(bool(x.isfinite().all()) for x in (weights, *embeddings)):
             raise ValueError("search: expected finite embeddings and weights, got NaN or Inf")
         names = None if ids is None else _check_ids(ids)
-        return self._search(weights, embeddings, k, names, where, single, corrected=True)
+        return self._search(weights, embeddings, k, names, where, single, exact=exact)
 
     def search_like(
         self, videos: Sequence[str | int] | str | int | VideoEmbeddings, k: int = 10, where: str | None = None
@@ -233,7 +239,9 @@ class VideoIndex:
             batch = _batch_of_one(videos) if single else videos
             self._check_query(k, Header(_dims(batch), batch.model))
             weights = _equal_weights(_tensor(batch.available))
-            return self._search(weights, [_tensor(x) for x in batch.embds.values()], k, None, where, single, False)
+            return self._search(
+                weights, [_tensor(x) for x in batch.embds.values()], k, None, where, single, corrected=False
+            )
         self._check_query(k, None)
         single = isinstance(videos, str | int | np.integer)
         names = _check_ids([videos] if isinstance(videos, str) else videos)
@@ -245,7 +253,7 @@ class VideoIndex:
         blocks = torch.from_numpy(joint[rows]).split(list(self._header().dims.values()), dim=1)
         embeddings = [x.contiguous() for x in blocks]
         weights = _equal_weights(torch.from_numpy(available[rows]))
-        result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, False, False)
+        result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, single=False, corrected=False)
         result = _without(result, names, k)
         return result[0] if single else result
 
@@ -278,13 +286,17 @@ class VideoIndex:
             self._check_model(Header(_dims(bank.text), bank.text.model))
         self._open.calibrate(bank)
 
-    def optimise(self) -> StoreReport:
+    def optimise(self, approximate: bool = False) -> StoreReport:
         """Join small files, drop deleted rows and versions older than ten minutes, and index the ids.
+
+        Args:
+            approximate: also make the index that `search(exact=False)` needs, of all videos that are there. Later ones
+                are found, too, but slowly until the next `optimise`.
 
         Returns:
             Files, rows and bytes before and after; prints as a line.
         """
-        return self._open.optimise()
+        return self._open.optimise(approximate)
 
     def to_arrow(self) -> Any:
         """All rows as an Arrow table: id, pattern, vector, uri, start_s, end_s, metadata."""
@@ -339,7 +351,8 @@ class VideoIndex:
         ids: Sequence[str] | None,
         where: str | None,
         single: bool,
-        corrected: bool,
+        corrected: bool = True,
+        exact: bool = True,
     ) -> SearchResult:
         parts = []
         for start in range(0, max(len(weights), 1), TEXTS):
@@ -347,7 +360,11 @@ class VideoIndex:
             queries = Queries(weights[rows], [x[rows] for x in embeddings])
             if not corrected:
                 queries = queries.correcting(torch.zeros(len(queries)))
-            parts.append(_result(self._open.search(queries, int(k), ids, where), self.experts))
+            if exact or ids is not None:
+                answers = self._open.search(queries, int(k), ids, where)
+            else:
+                answers = self._open.search_approximately(queries, int(k), where)
+            parts.append(_result(answers, self.experts))
         result = parts[0] if len(parts) == 1 else _concatenated(parts)
         return result[0] if single else result
 

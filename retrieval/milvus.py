@@ -114,7 +114,10 @@ class MilvusIndex:
             vectors, _ = self._fetch(sorted(ids), None)
             return vectors.ids.tolist(), vectors.joint, vectors.available
 
-    def optimise(self) -> StoreReport:
+    def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers:
+        return self.search(queries, k, None, where)
+
+    def optimise(self, approximate: bool) -> StoreReport:
         """A server joins its segments by itself; this asks it to write what it holds in memory."""
         with reporting(self.uri, "optimise"):
             self._client.flush(self.collection)

@@ -61,6 +61,12 @@ WRITTEN_BYTES = 32 * 2**20
 FEW_IDS = 1000
 """Up to so many ids are looked up; for more, all ids are read."""
 
+LEAST_PROBES, PROBED_SHARE = 16, 8
+"""An approximate search reads this many partitions, or one in so many where that is more."""
+
+_APPROXIMATE = "approximate"
+"""Name of Lance's index of the joint vectors: partitions of vectors near each other."""
+
 LISTED_IDS = 10_000
 """Ids named in one condition."""
 
@@ -194,12 +200,33 @@ class VideoStore:
         found = [np.empty(0, dtype=np.int64)]
         for condition in conditions:
             both = " AND ".join(f"({part})" for part in (where, condition) if part)
-            try:
-                table = dataset.scanner(columns=[], filter=both or None, with_row_address=True).to_table()
-            except ValueError as error:
-                raise ValueError(f"where: {_first_line(error).removeprefix('Invalid user input: ')}") from None
-            found.append(table["_rowaddr"].to_numpy().astype(np.int64))
+            found.append(self._row_addresses(dataset, columns=[], filter=both or None))
         return np.unique(np.concatenate(found))
+
+    def nearest(self, dataset: Any, joint: np.ndarray, count: int, where: str | None) -> np.ndarray:
+        """Row addresses, ascending, of some `count` videos whose inner product with a joint vector is high.
+
+        Raises:
+            ValueError: there is no approximate index, or a condition that is not understood.
+        """
+        partitions = self._partitions(dataset)
+        if partitions is None:
+            raise ValueError(f"{self.uri}: has no approximate index; make it with optimise(approximate=True)")
+        query = {"column": "vector", "q": joint, "k": count, "nprobes": max(LEAST_PROBES, partitions // PROBED_SHARE)}
+        return self._row_addresses(dataset, columns=["_distance"], nearest=query, filter=where, prefilter=True)
+
+    def _partitions(self, dataset: Any) -> int | None:
+        """Partitions of the approximate index; None without one."""
+        if not any(entry.name == _APPROXIMATE for entry in dataset.describe_indices()):
+            return None
+        return int(dataset.stats.index_stats(_APPROXIMATE)["indices"][0]["num_partitions"])
+
+    def _row_addresses(self, dataset: Any, **settings: Any) -> np.ndarray:
+        try:
+            table = dataset.scanner(with_row_address=True, **settings).to_table()
+        except ValueError as error:
+            raise ValueError(f"where: {_first_line(error).removeprefix('Invalid user input: ')}") from None
+        return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
 
     def read_codes(self, dataset: Any, fragments: Sequence[Any] | None = None) -> Iterator[CodeRows]:
         """The coarse codes of some fragments, or of all, in pieces of at most `CHUNK` rows, by address."""
@@ -384,18 +411,28 @@ class VideoStore:
             if path not in asked:
                 shutil.rmtree(path)
 
-    def optimise(self) -> StoreReport:
-        """Join small files, drop deleted rows and old versions, and index the ids."""
+    def optimise(self, approximate: bool) -> StoreReport:
+        """Join small files, drop deleted rows and old versions, index the ids, and the vectors where they are to be."""
         before = self._size()
         dataset = self._writable()
-        dataset.optimize.compact_files()
         dataset.create_scalar_index("id", "BTREE", replace=True)
+        if approximate:
+            self._index_vectors(dataset)
+        else:
+            dataset.optimize.optimize_indices()
+        dataset.optimize.compact_files()  # joins only files that are all indexed, or all not
         dataset.cleanup_old_versions(older_than=KEPT)
         self.refresh()
         if self._local:
             self._forget_banks()
         after = self._size()
         return StoreReport(self._dataset.count_rows(), *zip(before, after, strict=True))
+
+    def _index_vectors(self, dataset: Any) -> None:
+        """Make the approximate index: codes of one bit a dimension, or where these need another size the vectors."""
+        kind = "IVF_FLAT" if sum(self.header.dims.values()) % 8 else "IVF_RQ"
+        partitions = max(1, round(dataset.count_rows() ** 0.5))
+        dataset.create_index("vector", kind, name=_APPROXIMATE, metric="dot", num_partitions=partitions, replace=True)
 
     def _size(self) -> tuple[int, int, int]:
         """Fragments, versions and bytes of the store."""

@@ -133,7 +133,7 @@ def test_restricted_searches_are_corrected(filled):
 
 
 def test_what_is_no_bank(filled, tmp_path):
-    index, text, video, texts = filled
+    index, _, video, texts = filled
     other, _ = random_embeddings(3, 5, 2, 6, 0, 0)
     for arguments, error, message in (
         ((video,), TypeError, "expected TextEmbeddings"),

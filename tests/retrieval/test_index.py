@@ -468,9 +468,8 @@ def test_several_processes_read_while_one_writes(path):
             index.add(NAMES, second)
             index.add(NAMES, first)
         for reader in readers:
-            out, errors = reader.communicate()
-            assert reader.returncode == 0, errors
-            found = [json.loads(line) for line in out.splitlines()]
+            found = [json.loads(line) for line in reader.stdout]
+            assert reader.returncode == 0, reader.stderr.read()
             assert len(found) == 60
             assert all(answer in answers for answer in found)
 
