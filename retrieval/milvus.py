@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -48,6 +49,9 @@ IDS_OF_A_QUERY = 512
 
 _PATTERN = "collaborative_experts.pattern."
 """Prefix of the properties that say which availability patterns occur, such as `...pattern.101`."""
+
+_BAD_CONDITION = (6, 1100)
+"""Codes of errors in a condition: of Milvus Lite, and of Milvus (`ErrParameterInvalid`)."""
 
 _MODEL = "collaborative_experts.model"
 """The collection's property that says which model its vectors are of."""
@@ -102,7 +106,7 @@ class MilvusIndex:
                 self._client.delete(self.collection, filter=_among(ids[rows]))
 
     def search(self, queries: Queries, k: int, ids: Sequence[str] | None, where: str | None) -> Answers:
-        with reporting(self.uri, "search"):
+        with reporting(self.uri, "search", where):
             candidates = self._candidates(queries, k, where) if ids is None else [list(ids)] * len(queries)
             names = sorted(set().union(*candidates)) if candidates else []
             vectors, extras = self._fetch(names, where if ids is not None else None)
@@ -228,7 +232,7 @@ class MilvusIndex:
                 self.collection, filter=condition, output_fields=["*"], consistency_level="Strong"
             )
         found.sort(key=lambda entry: entry["id"])
-        return _columns(found, self._dims())
+        return read_columns(found, self._dims())
 
 
 def _score(
@@ -240,17 +244,6 @@ def _score(
     video = np.concatenate([np.empty(0, dtype=np.int64), *rows])
     pairs = Candidates(text, video, np.zeros(len(text), np.float32), np.zeros(len(text), np.float32))
     return best_of(score_pairs(pairs, queries, dims, lambda addresses: vectors[addresses]), len(queries), k)
-
-
-def _columns(entries: Sequence[dict[str, Any]], dims: dict[str, int]) -> tuple[Vectors, Extras]:
-    ids, uris, metadata = (np.empty(len(entries), dtype=object) for _ in range(3))
-    ids[:], uris[:] = [entry["id"] for entry in entries], [entry.get("uri") for entry in entries]
-    metadata[:] = [entry.get("metadata") for entry in entries]
-    seconds = [[np.nan if entry.get(x) is None else entry[x] for x in ("start_s", "end_s")] for entry in entries]
-    joint = np.array([entry["vector"] for entry in entries], dtype=np.float32).reshape(len(entries), sum(dims.values()))
-    available = availability([entry["pattern"] for entry in entries]).reshape(len(entries), len(dims))
-    vectors = Vectors(np.arange(len(entries)), ids, joint, available, np.zeros(len(entries)))
-    return vectors, Extras(uris, np.array(seconds, dtype=np.float64).reshape(len(entries), 2), metadata)
 
 
 def _entries(videos: NewVideos, named: Sequence[str], rows: slice) -> list[dict[str, Any]]:
@@ -275,6 +268,7 @@ def _entries(videos: NewVideos, named: Sequence[str], rows: slice) -> list[dict[
 def connect(uri: str) -> Any:
     """A client of a server, or of a folder of Milvus Lite."""
     milvus = extra("pymilvus", "milvus")
+    logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that we report
     try:
         return milvus.MilvusClient(uri)
     except milvus.MilvusException as error:
@@ -298,14 +292,29 @@ def read_all(client: Any, collection: str) -> Iterator[dict[str, Any]]:
     batches.close()
 
 
+def read_columns(entries: Sequence[dict[str, Any]], dims: dict[str, int]) -> tuple[Vectors, Extras]:
+    """Entries as Milvus gives them, numbered from 0; those of earlier versions know nothing of media."""
+    ids, uris, metadata = (np.empty(len(entries), dtype=object) for _ in range(3))
+    ids[:], uris[:] = [entry["id"] for entry in entries], [entry.get("uri") for entry in entries]
+    metadata[:] = [entry.get("metadata") for entry in entries]
+    seconds = [[np.nan if entry.get(x) is None else entry[x] for x in ("start_s", "end_s")] for entry in entries]
+    joint = np.array([entry["vector"] for entry in entries], dtype=np.float32).reshape(len(entries), sum(dims.values()))
+    available = availability([entry["pattern"] for entry in entries]).reshape(len(entries), len(dims))
+    vectors = Vectors(np.arange(len(entries)), ids, joint, available, np.zeros(len(entries)))
+    return vectors, Extras(uris, np.array(seconds, dtype=np.float64).reshape(len(entries), 2), metadata)
+
+
 @contextmanager
-def reporting(uri: str, what: str) -> Iterator[None]:
-    """Errors of Milvus as an OSError of one line."""
+def reporting(uri: str, what: str, where: str | None = None) -> Iterator[None]:
+    """Errors of Milvus as an OSError of one line, or as a ValueError where it refuses the condition `where`."""
     milvus = extra("pymilvus", "milvus")
     try:
         yield
     except milvus.MilvusException as error:
-        raise OSError(f"{uri}: cannot {what}: {error.message}") from None
+        reason = error.message.partition("\n")[0]
+        if where is not None and error.code in _BAD_CONDITION:
+            raise ValueError(f"where: {reason}") from None
+        raise OSError(f"{uri}: cannot {what}: {reason}") from None
 
 
 def _among(names: Sequence[str]) -> str:

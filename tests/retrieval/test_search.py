@@ -84,7 +84,7 @@ def test_where_among_more_videos_than_are_scored_at_once(filled, monkeypatch):
 @pytest.mark.parametrize("condition", ["nonsense", "id =", "no_such_field = 1", "id = 1 +"])
 def test_a_condition_that_is_not_understood(filled, condition):
     index, text, _ = filled
-    with pytest.raises(ValueError, match="^where: ") as caught:
+    with pytest.raises(ValueError, match=r"^where: ") as caught:
         index.search(text, 3, where=condition)
     assert "\n" not in str(caught.value)
     assert ".rs" not in str(caught.value)
