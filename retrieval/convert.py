@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -46,7 +45,7 @@ def convert_index(source: str | Path, target: str | Path, collection: str = "vid
     try:
         with reporting(source, "read"):
             count = _copy(source, collection, VideoStore(str(unfinished)))
-        os.replace(unfinished, target)
+        unfinished.replace(target)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("lance")
-pymilvus = pytest.importorskip("pymilvus")
+pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
 from collaborative_experts import ModelIdentity, VideoEmbeddings, VideoIndex, similarity
