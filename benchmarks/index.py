@@ -196,7 +196,7 @@ def approximate(path: Path, size: int) -> dict[str, float]:
         exact, found = index.search(text, K), index.search(text, K, exact=False)
         recall = float(np.mean([np.isin(a, b).mean() for a, b in zip(exact.ids, found.ids, strict=True)]))
         (taken,) = medians(lambda: index.search(text[0], K, exact=False))
-    print(f"approximate, {size:,} x 1,024: made in {seconds:.0f} s, one query {taken * 1e3:.1f} ms, no codes in memory, "
+    print(f"approximate, {size:,} x 1,024: made in {seconds:.0f} s, one query {taken * 1e3:.1f} ms, no codes held, "
           f"{recall:.0%} of the exact {K} best", flush=True)  # fmt: skip
     return {"made s": seconds, "ms": taken * 1e3, "recall": recall}
 

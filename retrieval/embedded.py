@@ -7,9 +7,10 @@ added meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ class Snapshot:
             yield from self.pieces
             return
         dims = list(self.store.header.dims.values())
-        for rows in self.store.read_codes(self.dataset):
+        for rows in _in_chunks(self.store.read_codes(self.dataset)):
             yield _piece(rows, dims)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
@@ -318,25 +319,38 @@ class HeldCodes:
         if not fragments:
             return snapshot
         dims = list(self._store.header.dims.values())
-        pieces, waiting = list(snapshot.pieces), []
+        pieces, added = list(snapshot.pieces), self._store.read_codes(snapshot.dataset, fragments)
         if snapshot.tail is not None:
             last = pieces.pop()
-            waiting = [snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]]
-        for rows in self._store.read_codes(snapshot.dataset, fragments):
-            waiting.append(rows)
-            if sum(len(part) for part in waiting) >= CHUNK:
-                whole = CodeRows.concatenate(waiting)
-                pieces.append(_piece(whole[:CHUNK], dims))
-                waiting = [whole[CHUNK:]] if len(whole) > CHUNK else []
-        tail = CodeRows.concatenate(waiting) if waiting else None
-        if tail is not None:
-            pieces.append(_piece(tail, dims))
+            added = chain([snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]], added)
+        tail = None
+        for rows in _in_chunks(added):
+            pieces.append(_piece(rows, dims))
+            tail = CodeRows.concatenate([rows]) if len(rows) < CHUNK else None
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
+
+
+def _in_chunks(parts: Iterable[CodeRows]) -> Iterator[CodeRows]:
+    """The same rows, `CHUNK` at a time, and what is left; all in the same memory, so that each is read before the
+    next is asked for."""
+    chunk: CodeRows | None = None
+    filled = 0
+    for part in parts:
+        chunk = chunk or part.empty(CHUNK)
+        while len(part):
+            taken = part[: CHUNK - filled]
+            chunk.write(filled, taken)
+            part, filled = part[len(taken) :], filled + len(taken)
+            if filled == CHUNK:
+                yield chunk
+                filled = 0
+    if filled:
+        yield chunk[:filled]
 
 
 def _piece(rows: CodeRows, dims: Sequence[int]) -> Piece:
     bias = as_tensor(rows.bias).float() if rows.bias.any() else None
-    return Piece(Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims), rows.addresses, bias)
+    return Piece(Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims), rows.addresses.copy(), bias)
 
 
 def live_addresses(dataset: Any, fragment: Any) -> np.ndarray:

@@ -36,7 +36,6 @@ from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
-from .arrays import as_tensor
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -52,6 +51,9 @@ QUANTISE_ROWS = 512
 
 ROUNDING = 4e-6
 """Relative error of the float32 arithmetic around the integer products, with room to spare."""
+
+FEW_BYTES = 2**18
+"""Candidates whose float32 vectors are no more than this are all scored at once."""
 
 FINE_BYTES = 2**20
 """Fine codes are read where the float32 vectors of all remaining videos would be more than this."""
@@ -113,7 +115,7 @@ class Queries:
     Attributes:
         weights: (T, M) float32.
         embeddings: M arrays (T, D) float32.
-        values: M arrays (2 T or more, D) uint8, the texts in 14 bits as `int8_rows` gives them.
+        values: M arrays (2 T, D) uint8, the texts in 14 bits as `int8_rows` gives them.
         factors: (M, T, 1) float32, by which an expert's products are multiplied.
         lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
         corrected: (T,) float32, 1 where the videos' biases are subtracted from the scores, else 0.
@@ -123,7 +125,7 @@ class Queries:
         self.weights, self.embeddings = weights, list(embeddings)
         self.corrected = torch.ones(len(weights))
         rows = [int8_rows(x) for x in self.embeddings]
-        self.values = [x.values for x in rows]
+        self.values = [x.values[: 2 * len(weights)] for x in rows]
         self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2)
         self.lengths = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in self.embeddings], dim=1)
         self.errors = torch.stack([_query_error(x, y.values) for x, y in zip(embeddings, rows, strict=True)], dim=1)
@@ -194,15 +196,15 @@ class Chunk:
         self, codes: np.ndarray, scale: np.ndarray, residual: np.ndarray, available: np.ndarray, dims: Sequence[int]
     ) -> None:
         self.size = len(codes)
-        present = torch.from_numpy(np.ascontiguousarray(available.T, dtype=np.float32))  # (M, n)
-        self._present = present
-        self._bounds = torch.cat([torch.from_numpy(residual.T.copy()) * present, present])  # (2 M, n)
+        lengths = np.where(available, residual, 0)
+        self._bounds = torch.from_numpy(np.concatenate([lengths.T, available.T], dtype=np.float32))  # (2 M, n)
+        self._present = self._bounds[len(dims) :]
         self._products: list[Product | None] = []
         reach = []
         for m, columns in enumerate(_blocks(dims)):
-            part, steps = np.ascontiguousarray(codes[:, columns]), np.ascontiguousarray(scale[:, m] * available[:, m])
-            self._products.append(scaled_product(as_tensor(part), as_tensor(steps)) if available[:, m].any() else None)
-            reach.append(STEPS * dims[m] ** 0.5 * float(steps.max(initial=0)))
+            part, steps = (torch.from_numpy(x) for x in (codes[:, columns].copy(), scale[:, m] * available[:, m]))
+            self._products.append(scaled_product(part, steps) if available[:, m].any() else None)
+            reach.append(STEPS * dims[m] ** 0.5 * float(steps.max()) if len(steps) else 0.0)
         self.reach = torch.tensor(reach, dtype=torch.float32)
 
     def score(self, queries: Queries) -> tuple[Tensor, Tensor]:
@@ -217,7 +219,7 @@ class Chunk:
         total = weights @ self._present
         total.masked_fill_(total == 0, 1)
         largest = (queries.lengths * self.reach).amax(1, keepdim=True)
-        return scores.div_(total), error.div_(total).add_(ROUNDING * largest)
+        return scores.div_(total), torch.addcdiv(ROUNDING * largest, error, total, out=error)
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,16 @@ class Columns:
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
+
+    def empty(self, rows: int) -> Self:
+        """Room for rows of the same shapes and types."""
+        columns = (getattr(self, column.name) for column in fields(self))
+        return type(self)(*(np.empty((rows, *x.shape[1:]), dtype=x.dtype) for x in columns))
+
+    def write(self, start: int, rows: Self) -> None:
+        """Copy rows to the place from `start` on."""
+        for column in fields(self):
+            getattr(self, column.name)[start : start + len(rows)] = getattr(rows, column.name)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -266,12 +278,11 @@ def scan(scored: Iterable[tuple[np.ndarray, Tensor, Tensor]], texts: int, k: int
     highest = torch.full((texts, k), -torch.inf)  # of the lower bounds
     parts = [Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float32, np.float32)))]
     for addresses, scores, errors in scored:
-        upper, lower = scores + errors, scores - errors
         undecided = bool((highest[:, -1] == -torch.inf).any())
         if undecided:
-            highest = torch.cat([highest, lower], dim=1).topk(k).values
-        passed = (upper >= highest[:, -1:]).logical_and_(upper > -torch.inf)
-        text, column = passed.nonzero().unbind(1)
+            highest = torch.cat([highest, scores - errors], dim=1).topk(k).values
+        least = highest[:, -1:].clamp_min(torch.finfo(torch.float32).min)  # above the minus infinity of those left out
+        text, column = (scores + errors >= least).nonzero().unbind(1)
         score, error = scores[text, column], errors[text, column]
         if not undecided and len(text):
             highest = torch.cat([highest, _padded(score - error, text, texts)], dim=1).topk(k).values
@@ -339,6 +350,8 @@ def select(
         fine: reads their fine codes, in chunks with the addresses of their rows.
     """
     texts = len(queries)
+    if len(np.unique(candidates.video)) * 4 * sum(dims) <= FEW_BYTES:
+        return best_of(score_pairs(candidates, queries, dims, vectors), texts, k)
     leading = _ranks(candidates.text, candidates.score) < k
     scored = [score_pairs(candidates[leading], queries, dims, vectors)]
     limit = _kth_highest(scored[0], texts, k)

@@ -55,8 +55,11 @@ SMALL_FRAGMENT = 1024
 MOST_SMALL_FRAGMENTS = 64
 """So many fragments of fewer than `SMALL_FRAGMENT` rows are put together when rows are added."""
 
-WRITTEN_BYTES = 32 * 2**20
-"""Vectors that are quantised and handed over at once."""
+READ_BYTES = 2**19
+"""Codes that are read at once: more is no faster, and leaves more memory with the allocator."""
+
+WRITTEN_BYTES, MERGED_BYTES = 2**22, 2**25
+"""Vectors that are quantised and handed over at once: to an append, and to a merge, which is a commit each."""
 
 FEW_IDS = 1000
 """Up to so many ids are looked up; for more, all ids are read."""
@@ -229,11 +232,18 @@ class VideoStore:
         return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
 
     def read_codes(self, dataset: Any, fragments: Sequence[Any] | None = None) -> Iterator[CodeRows]:
-        """The coarse codes of some fragments, or of all, in pieces of at most `CHUNK` rows, by address."""
+        """The coarse codes of some fragments, or of all, in parts of some `READ_BYTES`, by address."""
         bias = bias_column(dataset.schema)
         columns = ["pattern", "coarse", "scale", "residual", *([bias] if bias else [])]
         scanner = dataset.scanner(
-            columns=columns, fragments=fragments, batch_size=CHUNK, with_row_address=True, scan_in_order=True
+            columns=columns,
+            fragments=fragments,
+            with_row_address=True,
+            scan_in_order=True,
+            batch_size=max(1, READ_BYTES // sum(self.header.dims.values())),
+            batch_readahead=1,
+            fragment_readahead=1,
+            io_buffer_size=16 * READ_BYTES,
         )
         for batch in scanner.to_batches():
             if batch.num_rows:
@@ -328,21 +338,21 @@ class VideoStore:
             progress: has `update(count)`.
         """
         dataset = self.refresh()
-        batches = self._batches(videos, progress)
         if not self._holds_any(videos.ids):
+            batches = self._batches(videos, WRITTEN_BYTES, progress)
             reader = extra("pyarrow", "index").RecordBatchReader.from_batches(dataset.schema, batches)
             self._lance.write_dataset(reader, self.uri, mode="append")
         else:
-            for batch in batches:
+            for batch in self._batches(videos, MERGED_BYTES, progress):
                 merge = self._writable().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(batch)
         self.refresh()
         self._join_small_fragments()
 
-    def _batches(self, videos: NewVideos, progress: Any) -> Iterator[Any]:
+    def _batches(self, videos: NewVideos, size: int, progress: Any) -> Iterator[Any]:
         dims, schema = list(self.header.dims.values()), self._dataset.schema
         bank = self.bank(self._dataset)
-        for rows in slices(len(videos), max(1, WRITTEN_BYTES // (4 * sum(dims)))):
+        for rows in slices(len(videos), max(1, size // (4 * sum(dims)))):
             joint = videos.joint(rows)
             available = videos.available[rows]
             columns = {"id": videos.ids[rows], "pattern": patterns(available)}
