@@ -1,6 +1,6 @@
 """From files of features and captions to videos that answer sentences, through one Towhee pipeline for each side:
 
-    python examples/search.py FEATURES CAPTIONS.csv [--weights FILE] [--index videos.db] [--query "a dog runs" ...]
+    python examples/search.py FEATURES CAPTIONS.csv [--weights FILE] [--index videos.lance] [--query "a dog runs" ...]
 
 FEATURES is a folder or a file as `read_features` takes it; the captions have the columns `video_id` and `caption`.
 Every video is embedded and indexed. With --query a page shows what is found for these sentences. Without, every caption
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("features", type=Path, help="a folder, or one .npz or .h5 file of all experts")
     parser.add_argument("captions", type=Path, help="a CSV file with the columns video_id and caption")
     parser.add_argument("--weights", type=Path, help="of a model trained on such features; default: untrained")
-    parser.add_argument("--index", type=Path, default=Path("videos.db"), help="default: videos.db")
+    parser.add_argument("--index", type=Path, default=Path("videos.lance"), help="default: videos.lance")
     parser.add_argument("--query", nargs="*", help="sentences to answer; default: all captions, with an evaluation")
     parser.add_argument("-k", type=int, default=5, help="answers to a query; default: 5")
     options = parser.parse_args(arguments)
