@@ -105,7 +105,7 @@ class EmbeddedIndex:
 
     def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers:
         with self._store.reading():
-            snapshot = Snapshot(self._store, self._store.refresh(), None, None)
+            snapshot = Snapshot(self._store, self._store.refresh(), streamed=True)
             return self._answers(snapshot, snapshot.search_approximately(queries, k, where), exact=False)
 
     def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -146,14 +146,16 @@ class Snapshot:
 
     Attributes:
         dataset: the Lance dataset of that version.
-        pieces: its codes; None where they are read from the dataset at each search.
+        pieces: its codes in memory.
         tail: the rows of the last piece, which more rows may join.
+        streamed: True where no codes are in memory, and each search reads them from the dataset.
     """
 
     store: VideoStore
     dataset: Any
-    pieces: tuple[Piece, ...] | None
-    tail: CodeRows | None
+    pieces: tuple[Piece, ...] = ()
+    tail: CodeRows | None = None
+    streamed: bool = False
 
     @cached_property
     def fragments(self) -> dict[int, Any]:
@@ -195,19 +197,23 @@ class Snapshot:
             yield piece.addresses, scores, errors
 
     def _pieces(self) -> Iterator[Piece]:
-        if self.pieces is not None:
+        if not self.streamed:
             yield from self.pieces
             return
-        dims = list(self.store.header.dims.values())
+        dims = list(self.store.stated.dims.values())
         for rows in _in_chunks(self.store.read_codes(self.dataset)):
             yield _piece(rows, dims)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
         """The k highest scores of each text among the videos at the ascending addresses `allowed` (all, for None)."""
-        bank = self.store.bank(self.dataset)
-        if bank is not None and bank.method == "qb-dynamic" and bool(queries.corrected.any()):
+        if self._correction_depends_on_text and bool(queries.corrected.any()):
             queries = queries.correcting(self._finds_activated(queries, allowed))
         return self._search(queries, k, allowed)
+
+    @property
+    def _correction_depends_on_text(self) -> bool:
+        bank = self.store.bank(self.dataset)
+        return bank is not None and bank.method == "qb-dynamic"
 
     def _finds_activated(self, queries: Queries, allowed: np.ndarray | None) -> Tensor:
         """(T,) bool: whether the best video of each text, before any correction, is an activated one."""
@@ -217,8 +223,9 @@ class Snapshot:
     @cached_property
     def activated(self) -> np.ndarray:
         """Ascending addresses of the videos that "qb-dynamic" activates: the best of some text of the bank."""
-        bank = self.store.bank(self.dataset)
-        parts = []
+        bank, parts = self.store.bank(self.dataset), []
+        if bank is None:
+            return np.empty(0, dtype=np.int64)
         for rows in slices(len(bank.text), BANK_TEXTS):
             text = bank.text[np.arange(rows.start, rows.stop)]
             embeddings = [torch.from_numpy(x) for x in text.embds.values()]
@@ -229,10 +236,9 @@ class Snapshot:
     def search_approximately(self, queries: Queries, k: int, where: str | None) -> list[Scored]:
         """The k highest scores of each text among candidates by Lance's index, which ranks by inner products of joint
         vectors: as CE's score does among videos of the same experts, and nearly so among all."""
-        bank = self.store.bank(self.dataset)
-        if bank is not None and bank.method == "qb-dynamic":
+        if self._correction_depends_on_text:
             raise ValueError("search: the query bank 'qb-dynamic' needs exact=True")
-        dims = list(self.store.header.dims.values())
+        dims = list(self.store.stated.dims.values())
         joint = torch.cat(queries.embeddings, dim=1).numpy() * np.repeat(queries.weights.numpy(), dims, axis=1)
         count = CANDIDATES + CANDIDATES_OF_AN_ANSWER * k
         found = [self.store.nearest(self.dataset, row, count, where) for row in joint]
@@ -244,7 +250,7 @@ class Snapshot:
         return self.store.read_vectors(self.rows(addresses))
 
     def _search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
-        dims = list(self.store.header.dims.values())
+        dims = list(self.store.stated.dims.values())
         if allowed is not None and len(allowed) <= FEW_VIDEOS:
             text = np.repeat(np.arange(len(queries)), len(allowed))
             pairs = _unscored(text, np.tile(allowed, len(queries)))
@@ -278,24 +284,22 @@ class HeldCodes:
         with self._lock:
             dataset, last = self._store.refresh(), self._snapshot
             if last is None or last.dataset.version != dataset.version:
-                self._snapshot = self._load(dataset, last)
-            return self._snapshot
+                last = self._snapshot = self._load(dataset, last)
+            return last
 
     def forget(self) -> None:
         """Give the memory back."""
         self._snapshot = None
 
     def _load(self, dataset: Any, last: Snapshot | None) -> Snapshot:
-        header = self._store.header
-        bytes_of_codes = dataset.count_rows() * sum(header.dims.values())
+        bytes_of_codes = dataset.count_rows() * sum(self._store.stated.dims.values())
         if self._memory is not None and bytes_of_codes > self._memory:
-            return Snapshot(self._store, dataset, None, None)
-        same_bank = last is not None and bias_column(last.dataset.schema) == bias_column(dataset.schema)
-        if same_bank and last.pieces is not None:
+            return Snapshot(self._store, dataset, streamed=True)
+        if last is not None and not last.streamed and bias_column(last.dataset.schema) == bias_column(dataset.schema):
             updated = self._updated(dataset, last)
             if updated is not None:
                 return updated
-        return self._extended(Snapshot(self._store, dataset, (), None), list(dataset.get_fragments()))
+        return self._extended(Snapshot(self._store, dataset), list(dataset.get_fragments()))
 
     def _updated(self, dataset: Any, last: Snapshot) -> Snapshot | None:
         """The last snapshot with the rows that were added and deleted since; None where reading all anew is better."""
@@ -318,8 +322,9 @@ class HeldCodes:
         """The snapshot with the rows of more fragments. Small additions share a piece: the last one is made anew."""
         if not fragments:
             return snapshot
-        dims = list(self._store.header.dims.values())
-        pieces, added = list(snapshot.pieces), self._store.read_codes(snapshot.dataset, fragments)
+        dims = list(self._store.stated.dims.values())
+        pieces = list(snapshot.pieces)
+        added: Iterable[CodeRows] = self._store.read_codes(snapshot.dataset, fragments)
         if snapshot.tail is not None:
             last = pieces.pop()
             added = chain([snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]], added)
@@ -344,7 +349,7 @@ def _in_chunks(parts: Iterable[CodeRows]) -> Iterator[CodeRows]:
             if filled == CHUNK:
                 yield chunk
                 filled = 0
-    if filled:
+    if chunk is not None and filled:
         yield chunk[:filled]
 
 

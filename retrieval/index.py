@@ -46,8 +46,9 @@ class SentenceOperator(Protocol):
 class Backend(Protocol):
     """A place that keeps the videos of an index."""
 
-    header: Header | None
-    """What all of its videos have in common; None while there are none."""
+    @property
+    def header(self) -> Header | None:
+        """The facts that hold for all of its videos; None while there are none."""
 
     def refresh(self) -> None:
         """Look for what other processes have made."""
@@ -250,7 +251,7 @@ class VideoIndex:
         if missing:
             raise ValueError(f"search_like: {self.uri} holds no video {missing[0]!r}")
         rows = [found.index(name) for name in names]
-        blocks = torch.from_numpy(joint[rows]).split(list(self._header().dims.values()), dim=1)
+        blocks = torch.from_numpy(joint[rows]).split(list(self._stated("search").dims.values()), dim=1)
         embeddings = [x.contiguous() for x in blocks]
         weights = _equal_weights(torch.from_numpy(available[rows]))
         result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, single=False, corrected=False)
@@ -279,8 +280,7 @@ class VideoIndex:
             TypeError, ValueError: as `QueryBank`; embeddings of another model; an empty index.
             NotImplementedError: on a Milvus server.
         """
-        if self._header() is None:
-            raise ValueError(f"calibrate: {self.uri} holds no videos yet; add some first")
+        self._stated("calibrate")
         bank = None if text is None else QueryBank(text, method, beta, alpha, k)
         if bank is not None:
             self._check_model(Header(_dims(bank.text), bank.text.model))
@@ -315,6 +315,12 @@ class VideoIndex:
             self._open.refresh()
         return self._open.header
 
+    def _stated(self, what: str) -> Header:
+        header = self._header()
+        if header is None:
+            raise ValueError(f"{what}: {self.uri} holds no videos yet; add some first")
+        return header
+
     def _embed(self, sentences: str | Sequence[str]) -> TextEmbeddings:
         if self.operator is None:
             raise ValueError(
@@ -328,13 +334,12 @@ class VideoIndex:
     def _check_query(self, k: int, header: Header | None) -> None:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
-        if self._header() is None:
-            raise ValueError(f"search: {self.uri} holds no videos yet; add some first")
+        self._stated("search")
         if header is not None:
             self._check_model(header)
 
     def _check_model(self, header: Header) -> None:
-        stored = self._header()
+        stored = self._stated("add")
         if list(header.dims.items()) != list(stored.dims.items()):
             raise ValueError(f"{self.uri}: expected embeddings of the experts {stored.dims}, got {header.dims}")
         if header.model != stored.model:
@@ -416,14 +421,13 @@ def _check_ids(ids: Sequence[str | int] | str | int) -> list[str]:
 def _check_rows(video: VideoEmbeddings, available: np.ndarray, names: Sequence[str]) -> None:
     nothing = ~available.any(1)
     if nothing.any():
-        raise ValueError(f"add: video {names[nothing.argmax()]!r} has no expert at all, so nothing can find it")
+        raise ValueError(f"add: video {names[int(nothing.argmax())]!r} has no expert at all, so nothing can find it")
     for m, (expert, embd) in enumerate(video.embds.items()):
         lengths = torch.linalg.vector_norm(_tensor(embd), dim=1).numpy()
         bad = available[:, m] & ~((lengths > 0) & (lengths < np.inf))
         if bad.any():
-            raise ValueError(
-                f"add: video {names[bad.argmax()]!r}, expert {expert!r}: expected a finite embedding that is not zero"
-            )
+            name = names[int(bad.argmax())]
+            raise ValueError(f"add: video {name!r}, expert {expert!r}: expected a finite embedding that is not zero")
 
 
 def _check_extras(uris: Any, spans: Any, metadata: Any, size: int) -> Extras:

@@ -144,6 +144,13 @@ class VideoStore:
         self._banks: dict[str, QueryBank] = {}
         self.refresh()
 
+    @property
+    def stated(self) -> Header:
+        """The header. Raises ValueError while there is none."""
+        if self.header is None:
+            raise ValueError(f"{self.uri}: holds no videos yet; add some first")
+        return self.header
+
     # --- reading ------------------------------------------------------------------------------------------
 
     def refresh(self) -> Any:
@@ -240,7 +247,7 @@ class VideoStore:
             fragments=fragments,
             with_row_address=True,
             scan_in_order=True,
-            batch_size=max(1, READ_BYTES // sum(self.header.dims.values())),
+            batch_size=max(1, READ_BYTES // sum(self.stated.dims.values())),
             batch_readahead=1,
             fragment_readahead=1,
             io_buffer_size=16 * READ_BYTES,
@@ -279,7 +286,7 @@ class VideoStore:
 
     def read_fine(self, rows: Rows) -> Iterator[tuple[np.ndarray, Chunk]]:
         """The fine codes of some rows, in chunks, with the addresses of their rows."""
-        dims = list(self.header.dims.values())
+        dims = list(self.stated.dims.values())
         for part in slices(len(rows.addresses), CHUNK):
             piece = Rows(rows.dataset, rows.addresses[part], rows.positions[part])
             table = piece.take(["pattern", "fine", "scale", "fine_residual"])
@@ -350,15 +357,15 @@ class VideoStore:
         self._join_small_fragments()
 
     def _batches(self, videos: NewVideos, size: int, progress: Any) -> Iterator[Any]:
-        dims, schema = list(self.header.dims.values()), self._dataset.schema
-        bank = self.bank(self._dataset)
+        dims, schema = list(self.stated.dims.values()), self._dataset.schema
+        bank, bias = self.bank(self._dataset), bias_column(schema)
         for rows in slices(len(videos), max(1, size // (4 * sum(dims)))):
             joint = videos.joint(rows)
             available = videos.available[rows]
-            columns = {"id": videos.ids[rows], "pattern": patterns(available)}
+            columns: dict[str, Any] = {"id": videos.ids[rows], "pattern": patterns(available)}
             columns |= _lists(joint, quantise(joint, dims)) | _media(videos.extras[rows])
-            if bank is not None:
-                columns[bias_column(schema)] = bank.biases(_embeddings(self.header, joint, available))
+            if bank is not None and bias is not None:
+                columns[bias] = bank.biases(_embeddings(self.stated, joint, available))
             yield _record_batch(schema, columns)
             progress.update(len(joint))
 
@@ -393,7 +400,7 @@ class VideoStore:
             key = uuid.uuid4().hex
             self._lance.write_dataset(_bank_table(bank), self._bank_uri(key), mode="create")
             bias = self._lance.batch_udf(output_schema=_bias_schema(_BIAS + key))(
-                partial(_biases, bank, self.header, _BIAS + key)
+                partial(_biases, bank, self.stated, _BIAS + key)
             )
             self._writable().add_columns(bias, read_columns=["vector", "pattern"], batch_size=CHUNK)
         if old:
@@ -406,7 +413,7 @@ class VideoStore:
         if name is None:
             return None
         if name not in self._banks:
-            self._banks = {name: _read_bank(self._lance.dataset(self._bank_uri(name.removeprefix(_BIAS))), self.header)}
+            self._banks = {name: _read_bank(self._lance.dataset(self._bank_uri(name.removeprefix(_BIAS))), self.stated)}
         return self._banks[name]
 
     def _bank_uri(self, key: str) -> str:
@@ -440,7 +447,7 @@ class VideoStore:
 
     def _index_vectors(self, dataset: Any) -> None:
         """Make the approximate index: codes of one bit a dimension, or where these need another size the vectors."""
-        kind = "IVF_FLAT" if sum(self.header.dims.values()) % 8 else "IVF_RQ"
+        kind = "IVF_FLAT" if sum(self.stated.dims.values()) % 8 else "IVF_RQ"
         partitions = max(1, round(dataset.count_rows() ** 0.5))
         dataset.create_index("vector", kind, name=_APPROXIMATE, metric="dot", num_partitions=partitions, replace=True)
 

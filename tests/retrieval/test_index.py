@@ -392,7 +392,7 @@ def test_pieces_of_any_size(path, monkeypatch):
         check(index, text, video[9:], NAMES[9:], 60)
         check(streaming, text, video[9:], NAMES[9:], 60)
         assert len(index._backend._codes.snapshot().pieces) >= 3
-        assert streaming._backend._codes.snapshot().pieces is None
+        assert streaming._backend._codes.snapshot().streamed
 
 
 def test_small_files_are_joined_while_adding(path, monkeypatch):
@@ -525,3 +525,11 @@ def test_an_unwritable_path(tmp_path):
     tmp_path.chmod(0o500)
     with VideoIndex(tmp_path / "videos.lance") as index, pytest.raises(OSError, match="cannot add"):
         index.add(NAMES, some()[1])
+
+
+def test_killed_at_random_moments(root):
+    """Of adding, deleting, optimising and calibrating; benchmarks/kill_index.py does the same a hundred times."""
+    command = [sys.executable, "-W", "ignore", root / "benchmarks" / "kill_index.py", "--times", "5"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("killed 5 times")
