@@ -27,7 +27,8 @@ from .retrieval.index import VideoIndex  # noqa: E402
 from .retrieval.normalise import QueryBank  # noqa: E402
 from .retrieval.result import SearchResult  # noqa: E402
 from .retrieval.similarity import similarity, similarity_tiles  # noqa: E402
-from .training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions  # noqa: E402
+from .training.captions import CaptionedVideos, caption_videos, read_captions  # noqa: E402
+from .training.encoder import SentenceEncoder  # noqa: E402
 from .training.loop import TrainingConfig, TrainingResult  # noqa: E402
 
 __all__ = [

@@ -36,7 +36,8 @@ from ..features.features import read_features, read_ids
 from ..features.suggest import config_for
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.evaluation import Evaluation, evaluate
-from ..training.captions import CaptionedVideos, SentenceEncoder, caption_videos, read_captions
+from ..training.captions import CaptionedVideos, caption_videos, read_captions
+from ..training.encoder import SentenceEncoder
 from ..training.loop import BEST, STATE, TrainingConfig, TrainingResult, combine
 
 TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}

@@ -37,7 +37,8 @@ from collaborative_experts import (
 )
 from collaborative_experts.apps.run_file import MODEL, TEXT, ablate
 from collaborative_experts.retrieval.evaluation import evaluate_scores
-from collaborative_experts.training.captions import SentenceEncoder, caption_videos, read_captions
+from collaborative_experts.training.captions import caption_videos, read_captions
+from collaborative_experts.training.encoder import SentenceEncoder
 from collaborative_experts.training.loop import _Data, max_margin, train
 from helpers import towhee_dict
 

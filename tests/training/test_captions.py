@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from collaborative_experts import CaptionedVideos, Features, SentenceEncoder, caption_videos
+from collaborative_experts import CaptionedVideos, Features, caption_videos
 from collaborative_experts.training import captions
 from collaborative_experts.training.captions import Captions, embed_tokens, read_captions
 
@@ -124,12 +124,6 @@ def test_captions_of_unknown_videos(file, tmp_path):
     assert (data.features.ids, data.targets.tolist()) == (("7",), [0, 0])
     with pytest.raises(ValueError, match=r"2 of their 2 videos have no features, such as '7'$"):
         caption_videos(FEATURES[1:2], read_captions(file), Words(), tmp_path)
-
-
-@pytest.mark.parametrize("sentences", ["a dog", ["a dog", None]])
-def test_sentences_come_in_a_list(sentences):
-    with pytest.raises(TypeError, match=r"expected a list of sentences, such as \['a dog runs'\], got"):
-        SentenceEncoder()(sentences)
 
 
 @pytest.mark.parametrize(

