@@ -4,7 +4,12 @@ Loaded by Towhee's hub loader from the operator cache, or installed and imported
 `collaborative_experts`, which also registers the operator with Towhee.
 """
 
+from __future__ import annotations
+
 import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from .base.dependencies import check_dependencies
 
@@ -27,9 +32,22 @@ from .retrieval.index import VideoIndex  # noqa: E402
 from .retrieval.normalise import QueryBank  # noqa: E402
 from .retrieval.result import SearchResult  # noqa: E402
 from .retrieval.similarity import similarity, similarity_tiles  # noqa: E402
-from .training.captions import CaptionedVideos, caption_videos, read_captions  # noqa: E402
-from .training.encoder import SentenceEncoder  # noqa: E402
-from .training.loop import TrainingConfig, TrainingResult  # noqa: E402
+
+if TYPE_CHECKING:
+    from .model.cenet import Modality
+    from .training.captions import CaptionedVideos, caption_videos, read_captions
+    from .training.encoder import SentenceEncoder
+    from .training.loop import TrainingConfig, TrainingResult
+
+_TRAINING = {
+    "CaptionedVideos": "captions",
+    "SentenceEncoder": "encoder",
+    "TrainingConfig": "loop",
+    "TrainingResult": "loop",
+    "caption_videos": "captions",
+    "read_captions": "captions",
+}
+"""Public names of the training room, which is imported when one of them is used: {name: module}."""
 
 __all__ = [
     "MSRVTT",
@@ -67,15 +85,25 @@ __all__ = [
 
 
 def collaborative_experts(
-    config: CEConfig | dict | str | None = None,
-    weights_path: str | None = None,
+    config: CEConfig | dict[str, Any] | str | Path | None = None,
+    weights_path: str | Path | None = None,
     device: str | None = None,
-    modality: str | None = None,
-    output: str = "experts",
+    modality: Modality = None,
+    output: Literal["experts", "vector", "embeddings"] = "experts",
     dtype: str = "float32",
 ) -> CollaborativeExperts:
     """The operator, as the hub calls for it; the arguments are those of `CollaborativeExperts`."""
     return CollaborativeExperts(config, weights_path, device, modality, output, dtype)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _TRAINING:
+        return getattr(import_module(f".training.{_TRAINING[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_TRAINING})
 
 
 if __name__ == "collaborative_experts":

@@ -5,7 +5,7 @@
 Small videos are made (`demo_corpus.py`); five simple experts look at and listen to the files alone and write feature
 files; a run file is written, trained and evaluated as `python -m collaborative_experts train FOLDER/run.toml` does; the
 test videos, each of a combination of properties that training never had, are indexed and answer queries. FOLDER then
-holds videos/, captions.csv, features/, run.toml, run/, videos.db and contact_sheet.png. Where FOLDER has an index
+holds videos/, captions.csv, features/, run.toml, run/, videos.lance and contact_sheet.png. Where FOLDER has an index
 already, the queries alone are answered anew.
 
 What it needs is the extra `demo`: `pip install -e '.[demo]'`.
@@ -228,7 +228,7 @@ def store(folder: Path) -> None:
     """Index the test videos."""
     features = read_features(folder / "features", read_captions(folder / "captions.csv", "test").unique_ids())
     op = CollaborativeExperts(weights_path=folder / "run" / BEST, modality="video")
-    with VideoIndex(folder / "videos.db") as index:
+    with VideoIndex(folder / "videos.lance") as index:
         index.add(features.ids, op.encode_video(features.experts, features.ind))
 
 
@@ -236,7 +236,7 @@ def answer(folder: Path, queries: Sequence[str]) -> SearchResult:
     """The best test videos for sentences as somebody types them."""
     op = CollaborativeExperts(weights_path=folder / "run" / BEST, modality="text")
     text = op.encode_text(SentenceEncoder()(list(queries)))
-    with VideoIndex(folder / "videos.db") as index:
+    with VideoIndex(folder / "videos.lance") as index:
         return index.search(text, BEST_OF)
 
 
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--query", nargs="+", default=QUERIES, help="sentences to answer; default: six of ours")
     options = parser.parse_args(arguments)
     try:
-        if not (options.folder / "videos.db").exists():
+        if not (options.folder / "videos.lance").exists():
             build(options.folder, options.videos, options.seed)
         with timed("queries"):
             draw_sheet(options.folder, options.query, answer(options.folder, options.query))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from towhee import register
@@ -21,12 +22,21 @@ from ..base.files import replacing
 from ..model import checkpoint, inputs
 from ..model.cenet import CEModel, Modality, initial_state, meta_model
 from ..model.engine import Engine, check_dtype, supports
-from ..retrieval.arrays import Array
+from ..retrieval.arrays import Array, ArrayLike
 from ..retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
-from ..training import loop as training
+from .device import resolve_device
+from .weights_folder import DEFAULT_WEIGHTS, WEIGHTS_DIR, find_weights
 
-WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "weights"
-DEFAULT_WEIGHTS = "msrvtt-train-full-ce.safetensors"
+if TYPE_CHECKING:
+    from ..training.captions import CaptionedVideos
+    from ..training.encoder import Encoder
+    from ..training.loop import TrainingConfig, TrainingResult
+
+Experts = Mapping[str, ArrayLike | Sequence[Any] | None]
+"""{expert: (B, dim) or (B, N, dim)}, or a list of B sequences (N, dim) or None."""
+
+Availability = Mapping[str, ArrayLike]
+"""{expert: (B,) of 0 or 1}."""
 
 
 @register(output_schema=["text_embds", "vid_embds"])
@@ -37,7 +47,8 @@ class CollaborativeExperts(NNOperator):
         config: a `CEConfig`, a dict in Towhee's, the CE authors' or the short form, or the path of such a JSON
             file; None is the config inside the weights file, else the authors' MSR-VTT model.
         weights_path: `.safetensors`, `.pth` or `.pt`. None takes the file in `weights/` if there is one for
-            this config; else the parameters are seeded initial ones, `pretrained` is False and a warning says so.
+            this config; else the parameters are seeded initial ones, `pretrained` is False, and the first embedding
+            comes with a warning.
         device: 'cpu', 'cuda', 'cuda:1', ...; None follows the pipeline's placement, else CUDA if there is one.
         modality: 'video' or 'text' computes and holds that side only; None both.
         output: 'experts' for a dict {expert: (B, D)}, 'vector' for one joint row per item (B, M * D), 'embeddings' for
@@ -73,12 +84,24 @@ class CollaborativeExperts(NNOperator):
         elif config is not None and not isinstance(config, CEConfig):
             config = CEConfig.from_dict(config)
         self._adopt(config, Path(weights_path) if weights_path is not None else find_weights(config))
-        if not self.pretrained:
-            warnings.warn(
-                "CollaborativeExperts runs on seeded initial parameters, so its embeddings mean nothing yet. "
-                f"Pass weights_path=..., or get the published MSR-VTT model with: python {WEIGHTS_DIR / 'fetch.py'}",
-                stacklevel=3,
-            )
+
+    def __repr__(self) -> str:
+        sides = {None: "texts and videos", "video": "videos", "text": "texts"}[self.modality]
+        weights = self.weights_path.name if self.weights_path else "none"
+        trained = weights if self.pretrained else f"{weights}, untrained"
+        return (
+            f"CollaborativeExperts of {sides}, {self.dtype} on {self.device}, weights: {trained}\n"
+            f"  experts: {', '.join(f'{expert.name} ({expert.dim})' for expert in self.config.experts)}\n"
+            f"  text: token embeddings of {self.config.text.dim}"
+        )
+
+    def __deepcopy__(self, _: object) -> CollaborativeExperts:
+        """The operator itself, which threads share: Towhee copies the steps of a pipeline, bound methods included."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An operator is pickled as the arguments that make it again."""
+        return type(self), (self.config, self.weights_path, str(self.device), self.modality, self.output, self.dtype)
 
     @property
     def pretrained(self) -> bool:
@@ -88,6 +111,15 @@ class CollaborativeExperts(NNOperator):
     @property
     def shared_type(self) -> SharedType:
         return SharedType.Shareable
+
+    @overload
+    def __call__(self, experts: Experts, ind: Availability | None, text: ArrayLike) -> tuple[Any, Any]: ...
+
+    @overload
+    def __call__(self, experts: Experts, ind: Availability | None = None) -> Any: ...
+
+    @overload
+    def __call__(self, text: ArrayLike) -> Any: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Embed: `(experts, ind, text)`; with modality 'video' `(experts, ind=None)`; with 'text' `(text)`.
@@ -116,25 +148,48 @@ class CollaborativeExperts(NNOperator):
             ) from None
         return embed(*args, **kwargs)
 
-    def encode_video(self, experts: Mapping[str, Any], ind: Mapping[str, Any] | None = None) -> VideoEmbeddings:
+    def encode_video(self, experts: Experts, ind: Availability | None = None) -> VideoEmbeddings:
         """Embeddings and availability of B videos; arguments, array types and errors as in a call."""
         self._check_holds("video")
         return self._encode_video(inputs.clean_video(experts, ind, self.config, self.device))
 
-    def encode_text(self, text: Any) -> TextEmbeddings:
+    def encode_text(self, text: ArrayLike) -> TextEmbeddings:
         """Embeddings and expert weights of T texts ((B, K, W, dim) gives T = B * K, a video's side by side)."""
         self._check_holds("text")
         return self._encode_text(inputs.clean_text(text, self.config, self.device))
 
+    def encode_sentences(self, sentences: str | Sequence[str], encoder: Encoder | None = None) -> TextEmbeddings:
+        """Embeddings and expert weights of T sentences; a single one that is not in a list comes without the axis T.
+
+        Args:
+            encoder: gives the token embeddings. None takes the encoder that the weights were trained with; another
+                one is held against it.
+
+        Raises:
+            TypeError: anything but text.
+            ValueError: an encoder that gives other token embeddings than the one of the training; no encoder is
+                known; or the encoder of the training was of a class of your own, which has to be passed.
+            FileNotFoundError, ImportError: the known encoder cannot be loaded here.
+        """
+        self._check_holds("text")
+        listed = [sentences] if isinstance(sentences, str) else list(sentences)
+        if not all(isinstance(sentence, str) for sentence in listed):
+            raise TypeError(f"sentences: expected text or a list of texts, got {sentences!r}")
+        if not listed:
+            raise ValueError("sentences: expected at least one")
+        tokens = self._sentence_encoder(encoder)(listed)
+        embeddings = self.encode_text([np.asarray(x) for x in tokens])
+        return embeddings[0] if isinstance(sentences, str) else embeddings
+
     def train(
         self,
-        training_config: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        training_config: TrainingConfig | Mapping[str, Any] | None = None,
+        train_dataset: CaptionedVideos | None = None,
+        eval_dataset: CaptionedVideos | None = None,
         resume_checkpoint_path: str | Path | None = None,
         **settings: Any,
-    ) -> Any:
-        """Fit the model to your own videos and captions, and go on with the best weights (see training.py).
+    ) -> TrainingResult:
+        """Fit the model to your own videos and captions, and go on with the best weights.
 
         Args:
             training_config: a `TrainingConfig`, or a dict of its attributes; None takes the defaults.
@@ -154,6 +209,8 @@ class CollaborativeExperts(NNOperator):
         """
         if self.modality is not None:
             raise ValueError(f"train: an operator of both sides trains, this one holds the {self.modality} side only")
+        from ..training import loop as training  # not before it is used
+
         chosen = training.combine(training_config, settings)
         weights = {name: _own(x) for name, x in self._open_weights().items()} if self.pretrained else None
         config = self.config if self.pretrained else replace(self.config, standardise=True)
@@ -232,9 +289,43 @@ class CollaborativeExperts(NNOperator):
             return {name: x.reshape(*captions.batch_shape, x.shape[-1]) for name, x in embeddings.embds.items()}
         return embeddings.joint() if self.output == "vector" else embeddings.embds
 
+    def _sentence_encoder(self, encoder: Encoder | None) -> Encoder:
+        """The encoder to use, checked once against the one that the weights were trained with."""
+        from ..training.encoder import EncoderIdentity, SentenceEncoder, check_same_encoder
+
+        known = EncoderIdentity.from_dict(self._notes["encoder"]) if "encoder" in self._notes else None
+        if encoder is None and self._checked_encoder is not None:
+            return self._checked_encoder
+        if encoder is None:
+            if known is None or known.model is None:
+                named = "do not say which encoder they were trained with" if known is None else f"need {known.name}"
+                raise ValueError(f"encode_sentences: the weights {named}; pass encoder=...")
+            encoder = SentenceEncoder(known.model)
+        if encoder is not self._checked_encoder:
+            if known is not None:
+                check_same_encoder(known, encoder)
+            elif encoder.dim != self.config.text.dim:
+                raise ValueError(f"encoder: expected dimension {self.config.text.dim}, got {encoder.dim}")
+            self._checked_encoder = encoder
+        return encoder
+
+    def _warn_if_untrained(self) -> None:
+        """Say once that embeddings of initial parameters mean nothing."""
+        if self.pretrained or self._warned:
+            return
+        self._warned = True
+        remedy = "train it, or pass weights_path=..."
+        if self.config == MSRVTT:
+            remedy = f"pass weights_path=..., or get the published model with: python {WEIGHTS_DIR / 'fetch.py'}"
+        warnings.warn(
+            f"CollaborativeExperts runs on seeded initial parameters, so its embeddings mean nothing yet; {remedy}",
+            stacklevel=4,
+        )
+
     # no_grad, not inference_mode: what comes back is to be an ordinary tensor, on which a head can be trained.
 
     def _encode_video(self, video: inputs.VideoInput) -> VideoEmbeddings:
+        self._warn_if_untrained()
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             embds = self.model.encode_video(video.features, video.available)
         # One joint embedding is there if any expert is.
@@ -243,6 +334,7 @@ class CollaborativeExperts(NNOperator):
         return VideoEmbeddings({name: convert(x) for name, x in embds.items()}, convert(available), self.identity)
 
     def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
+        self._warn_if_untrained()
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             embds, weights = self.model.encode_text(captions.tokens)
         convert = _converter(captions.numpy, single=not captions.batch_shape)
@@ -252,11 +344,13 @@ class CollaborativeExperts(NNOperator):
     def _adopt(self, config: CEConfig | None, path: Path | None) -> None:
         """Take the weights of a file, or seeded initial ones, and build the model of them."""
         self.weights_path = None if path is None else path.absolute()
+        self._checked_encoder: Encoder | None = None
+        self._warned = False
         self._notes: dict[str, Any] = {"pretrained": False}
         if self.weights_path is not None:
             config = config or checkpoint.read_config(self.weights_path)
             self._notes = checkpoint.read_notes(self.weights_path)
-            self._stamp = _stamp(self.weights_path)
+            self._stamp = checkpoint.file_stamp(self.weights_path)
         self.config: CEConfig = config or MSRVTT
         check_dtype(self.config, self.dtype, self.device)
         weights = self._open_weights(self.modality)
@@ -272,7 +366,7 @@ class CollaborativeExperts(NNOperator):
         if self.weights_path is None:
             return initial_state(self.config, modality)
         weights = checkpoint.read_weights(self.weights_path)
-        if _stamp(self.weights_path) != self._stamp:
+        if checkpoint.file_stamp(self.weights_path) != self._stamp:
             raise ValueError(f"{self.weights_path}: this file has changed since the operator was made from it")
         checkpoint.check_weights(weights, meta_model(self.config).state_dict(), self.config, self.weights_path)
         return weights
@@ -290,70 +384,9 @@ class CollaborativeExperts(NNOperator):
         return model.requires_grad_(False).to(self.device)
 
 
-def resolve_device(device: str | torch.device | None, placement: int = -1) -> torch.device:
-    """The device to run on: what the caller says, else the pipeline's GPU number, else CUDA if there is one.
-
-    Raises:
-        TypeError, ValueError: no such kind of device, or a GPU that this machine does not have.
-    """
-    if device is None:
-        device = f"cuda:{placement}" if placement >= 0 else "cuda" if torch.cuda.is_available() else "cpu"
-    if not isinstance(device, str | torch.device):
-        raise TypeError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got '{device}'")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(
-            f"device: '{device}' asked for, but PyTorch finds {count} CUDA device(s) here; use device='cpu'"
-        )
-    return device
-
-
 def _own(x: Tensor) -> Tensor:
     """A copy, in float32: the file it is from may change or vanish while the operator runs."""
     return x.to(torch.float32 if x.is_floating_point() else x.dtype, copy=True)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What tells that a file is still the same one."""
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def find_weights(config: CEConfig | None, folder: Path = WEIGHTS_DIR) -> Path | None:
-    """The file in `folder` whose config is `config` (any, for None); None if there is none.
-
-    A file without a config of its own counts as the default model. One that cannot be read is passed over
-    with a warning.
-
-    Raises:
-        ValueError: several fit, and none is the default model's.
-    """
-    fitting = []
-    for path in sorted(folder.glob("*")):
-        if path.suffix not in checkpoint.SUFFIXES or not path.is_file():
-            continue
-        try:
-            found = checkpoint.read_config(path) or MSRVTT
-        except ValueError as error:
-            warnings.warn(f"passed over: {error}", stacklevel=2)
-            continue
-        if config in (None, found):
-            fitting.append(path)
-    if len(fitting) < 2:
-        return fitting[0] if fitting else None
-    if folder / DEFAULT_WEIGHTS in fitting:
-        return folder / DEFAULT_WEIGHTS
-    raise ValueError(
-        f"weights_path: {folder} holds several files that fit ({', '.join(path.name for path in fitting)}); name one"
-    )
 
 
 def _converter(numpy: bool, single: bool) -> Callable[[Tensor], Array]:

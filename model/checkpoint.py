@@ -291,3 +291,11 @@ def _translate(names: Iterable[str]) -> dict[str, str]:
     """{CENet's name: the file's name}, without what is dropped."""
     named = {name.removeprefix("module."): name for name in names}
     return {name: theirs for name, theirs in named.items() if not name.startswith(_DROPPED)}
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Time, size and number of a file, by which a change of it is noticed; None where there is none."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino

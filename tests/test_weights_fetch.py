@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from collaborative_experts import CollaborativeExperts
-from collaborative_experts.hub.operator import DEFAULT_WEIGHTS, find_weights
+from collaborative_experts.hub.weights_folder import DEFAULT_WEIGHTS, find_weights
 from collaborative_experts.model.checkpoint import read_config
 from helpers import SMALL, cenet, largest_difference, random_inputs, run_cenet, towhee_dict
 

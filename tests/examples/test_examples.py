@@ -165,7 +165,7 @@ def corpus(tmp_path):
     rows = [(ids[row % VIDEOS], "word " * (5 * row) + "end, really") for row in range(CAPTIONS)]
     with (tmp_path / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("video_id", "caption"), *rows])
-    return [str(tmp_path / "experts.npz"), str(tmp_path / "captions.csv"), "--index", str(tmp_path / "videos.db")]
+    return [str(tmp_path / "experts.npz"), str(tmp_path / "captions.csv"), "--index", str(tmp_path / "videos.lance")]
 
 
 def test_search(example, corpus, capsys, monkeypatch):
@@ -204,11 +204,13 @@ def test_search_finds_another_models_or_folders_index(example, corpus, monkeypat
     search.main([*corpus, "--query", "word"])
     with np.load(corpus[0]) as content:
         np.savez(tmp_path / "part.npz", **{name: x[:5] for name, x in content.items()})
-    with pytest.raises(SystemExit, match=r"^error: .*videos\.db holds other videos, too; delete it, or name another"):
+    with pytest.raises(
+        SystemExit, match=r"^error: .*videos\.lance holds other videos, too; delete it, or name another"
+    ):
         search.main([str(tmp_path / "part.npz"), *corpus[1:], "--query", "word"])
     with np.load(corpus[0]) as content:
         np.savez(tmp_path / "other.npz", video_id=content["video_id"], motion=content["audio"])
-    with pytest.raises(SystemExit, match=r"^error: [^\n]*videos\.db: expected embeddings of the experts[^\n]*$"):
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*videos\.lance: expected embeddings of the experts[^\n]*$"):
         search.main([str(tmp_path / "other.npz"), *corpus[1:], "--query", "word"])
 
 
@@ -231,7 +233,7 @@ def test_search_counts_wrong_answers(example):
     [
         ({0: "no.npz"}, "features: there is no file or folder"),
         ({1: "no.csv"}, "captions: there is no file"),
-        ({3: "no/folder/videos.db"}, "there is no folder"),
+        ({3: "no/folder/videos.lance"}, "there is no folder"),
         ({4: "--weights", 5: "no.safetensors"}, "there is no file"),
     ],
 )
@@ -250,7 +252,7 @@ def test_search_in_real_data(example, tmp_path, capsys):
     """All videos, and the captions of some, through the real sentence encoder."""
     lines = (TRECVID / "captions.csv").read_text(encoding="utf-8").splitlines()
     (tmp_path / "captions.csv").write_text("\n".join([lines[0], *lines[1::100]]), encoding="utf-8")
-    arguments = [TRECVID / "experts.npz", tmp_path / "captions.csv", "--index", tmp_path / "videos.db"]
+    arguments = [TRECVID / "experts.npz", tmp_path / "captions.csv", "--index", tmp_path / "videos.lance"]
     with pytest.warns(UserWarning, match="seeded initial parameters"):
         example("search").main([str(x) for x in arguments])
     printed = capsys.readouterr().out

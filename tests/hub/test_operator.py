@@ -16,7 +16,8 @@ from towhee.runtime.runtime_conf import set_runtime_config
 
 import collaborative_experts as package
 from collaborative_experts import CollaborativeExperts, similarity
-from collaborative_experts.hub.operator import DEFAULT_WEIGHTS, find_weights, resolve_device
+from collaborative_experts.hub.device import resolve_device
+from collaborative_experts.hub.weights_folder import DEFAULT_WEIGHTS, find_weights
 from collaborative_experts.model.cenet import initial_state
 from helpers import SMALL, cenet, largest_difference, random_inputs
 
@@ -105,22 +106,36 @@ def test_cuda_gives_the_same_numbers(small_op, small_weights):
 # --- weights ------------------------------------------------------------------------------------------
 
 
-def test_unpretrained_is_seeded_and_warned_of_once():
-    with pytest.warns(UserWarning, match="seeded initial parameters") as caught:
-        op = CollaborativeExperts(SMALL, device="cpu")
-    assert len([w for w in caught if issubclass(w.category, UserWarning)]) == 1
-    assert not op.pretrained
+def test_initial_parameters_are_the_same_everywhere():
     torch.manual_seed(123)
     before = torch.random.get_rng_state()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        other = CollaborativeExperts(SMALL, device="cpu")
-        sides = [CollaborativeExperts(SMALL, device="cpu", modality=side) for side in ("text", "video")]
+    op, other, text_op, video_op = (
+        CollaborativeExperts(SMALL, device="cpu", modality=m) for m in (None, None, "text", "video")
+    )
     assert (torch.random.get_rng_state() == before).all()
+    assert not op.pretrained
     experts, ind, text = random_inputs(SMALL, 3)
     expected = op(experts, ind, text)
-    for text_embds, vid_embds in (other(experts, ind, text), (sides[0](text), sides[1](experts, ind))):
+    for text_embds, vid_embds in (other(experts, ind, text), (text_op(text), video_op(experts, ind))):
         assert largest_difference(text_embds, expected[0]) == largest_difference(vid_embds, expected[1]) == 0
+
+
+@pytest.mark.parametrize(("config", "remedy"), [(SMALL, "train it, or pass weights_path"), (None, "fetch.py")])
+def test_untrained_embeddings_are_warned_of_once(config, remedy, monkeypatch, tmp_path):
+    """Not where an operator is made, which may be in order to train it; the fetch is of use for its model only."""
+    monkeypatch.setattr(find_weights, "__defaults__", (tmp_path,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        op = CollaborativeExperts(config, device="cpu", modality="text")
+    text = np.ones((2, 5, op.config.text.dim), np.float32)
+
+    def embed_twice():
+        op(text)
+        op.encode_text(text)
+
+    with pytest.warns(UserWarning, match=f"seeded initial parameters.*{remedy}") as caught:
+        embed_twice()
+    assert len(caught) == 1
 
 
 def test_initial_parameters_do_not_depend_on_threads():
