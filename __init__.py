@@ -27,9 +27,11 @@ from .retrieval.index import VideoIndex  # noqa: E402
 from .retrieval.normalise import QueryBank  # noqa: E402
 from .retrieval.result import SearchResult  # noqa: E402
 from .retrieval.similarity import similarity, similarity_tiles  # noqa: E402
-from .training.captions import CaptionedVideos, caption_videos, read_captions  # noqa: E402
+from .training.captions import read_captions  # noqa: E402
+from .training.data import CaptionedVideos, caption_videos  # noqa: E402
 from .training.encoder import SentenceEncoder  # noqa: E402
-from .training.loop import TrainingConfig, TrainingResult  # noqa: E402
+from .training.loop import TrainingResult  # noqa: E402
+from .training.settings import TrainingConfig  # noqa: E402
 
 __all__ = [
     "MSRVTT",

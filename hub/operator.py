@@ -24,6 +24,7 @@ from ..model.engine import Engine, check_dtype, supports
 from ..retrieval.arrays import Array
 from ..retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from ..training import loop as training
+from ..training.settings import combine
 
 WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "weights"
 DEFAULT_WEIGHTS = "msrvtt-train-full-ce.safetensors"
@@ -154,7 +155,7 @@ class CollaborativeExperts(NNOperator):
         """
         if self.modality is not None:
             raise ValueError(f"train: an operator of both sides trains, this one holds the {self.modality} side only")
-        chosen = training.combine(training_config, settings)
+        chosen = combine(training_config, settings)
         weights = {name: _own(x) for name, x in self._open_weights().items()} if self.pretrained else None
         config = self.config if self.pretrained else replace(self.config, standardise=True)
         result = training.train(
