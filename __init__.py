@@ -35,16 +35,18 @@ from .retrieval.similarity import similarity, similarity_tiles  # noqa: E402
 
 if TYPE_CHECKING:
     from .model.cenet import Modality
-    from .training.captions import CaptionedVideos, caption_videos, read_captions
+    from .training.captions import read_captions
+    from .training.data import CaptionedVideos, caption_videos
     from .training.encoder import SentenceEncoder
-    from .training.loop import TrainingConfig, TrainingResult
+    from .training.loop import TrainingResult
+    from .training.settings import TrainingConfig
 
 _TRAINING = {
-    "CaptionedVideos": "captions",
+    "CaptionedVideos": "data",
     "SentenceEncoder": "encoder",
-    "TrainingConfig": "loop",
+    "TrainingConfig": "settings",
     "TrainingResult": "loop",
-    "caption_videos": "captions",
+    "caption_videos": "data",
     "read_captions": "captions",
 }
 """Public names of the training room, which is imported when one of them is used: {name: module}."""

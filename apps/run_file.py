@@ -36,9 +36,12 @@ from ..features.features import read_features, read_ids
 from ..features.suggest import config_for
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.evaluation import Evaluation, evaluate
-from ..training.captions import CaptionedVideos, caption_videos, read_captions
+from ..training.captions import read_captions
+from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
-from ..training.loop import BEST, STATE, TrainingConfig, TrainingResult, combine
+from ..training.loop import TrainingResult
+from ..training.run_folder import BEST, STATE
+from ..training.settings import TrainingConfig, combine
 
 TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
 """One cluster is the mean of the words: on small sets of sentence encoders' words no more was better."""

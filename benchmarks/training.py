@@ -31,15 +31,18 @@ from collaborative_experts import (
     CaptionedVideos,
     CEConfig,
     CollaborativeExperts,
+    SentenceEncoder,
     TrainingConfig,
+    caption_videos,
     config_for,
+    read_captions,
     read_features,
 )
 from collaborative_experts.apps.run_file import MODEL, TEXT, ablate
 from collaborative_experts.retrieval.evaluation import evaluate_scores
-from collaborative_experts.training.captions import caption_videos, read_captions
-from collaborative_experts.training.encoder import SentenceEncoder
-from collaborative_experts.training.loop import _Data, max_margin, train
+from collaborative_experts.training.data import VideoTensors
+from collaborative_experts.training.loop import train
+from collaborative_experts.training.losses import max_margin
 from helpers import towhee_dict
 
 FIGURES = ("r1", "r5", "r10", "median_rank", "geometric_mean")
@@ -220,7 +223,7 @@ def cenet_cost(folder: Path, cache: Path, recipe: Recipe, epochs: int) -> dict[s
     data = Corpus(folder, cache)("train", "extra")
     start = resident("VmRSS")
     config = replace(recipe.config(data), standardise=False)
-    videos = _Data(data, config, "data")
+    videos = VideoTensors(data, config, "data")
     statistics = videos.statistics(config)
     for name, x in videos.features.items():
         x.sub_(statistics[f"standardise.{name}.mean"]).div_(statistics[f"standardise.{name}.std"])

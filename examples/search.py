@@ -41,7 +41,7 @@ from collaborative_experts import (  # noqa: E402
     read_features,
     similarity,
 )
-from collaborative_experts.training.captions import Captions, match  # noqa: E402
+from collaborative_experts.training.captions import Captions, keep_videos_with_features  # noqa: E402
 
 BATCH = 256
 
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
             _, found = ask(options.query, index, encoder, config, options.weights, options.k)
             print(page(options.query, found, captions))
             return
-        described, captions, targets = match(features, captions)
+        described, captions, targets = keep_videos_with_features(features, captions)
         text, found = ask(captions.sentences, index, encoder, config, options.weights, options.k)
         print(f"asked     {len(text):,} captions in {time.perf_counter() - start:.1f} s")
         exact = count_exact(text, video, features.ids, found)

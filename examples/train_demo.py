@@ -40,7 +40,7 @@ from collaborative_experts import (
     read_features,
 )
 from collaborative_experts.apps.run_file import evaluate_run, train_run
-from collaborative_experts.training.loop import BEST, STATE
+from collaborative_experts.training.run_folder import BEST, STATE
 
 RUN = """\
 folder = "run"

@@ -28,9 +28,10 @@ from .device import resolve_device
 from .weights_folder import DEFAULT_WEIGHTS, WEIGHTS_DIR, find_weights
 
 if TYPE_CHECKING:
-    from ..training.captions import CaptionedVideos
+    from ..training.data import CaptionedVideos
     from ..training.encoder import Encoder
-    from ..training.loop import TrainingConfig, TrainingResult
+    from ..training.loop import TrainingResult
+    from ..training.settings import TrainingConfig
 
 Experts = Mapping[str, ArrayLike | Sequence[Any] | None]
 """{expert: (B, dim) or (B, N, dim)}, or a list of B sequences (N, dim) or None."""
@@ -209,14 +210,13 @@ class CollaborativeExperts(NNOperator):
         """
         if self.modality is not None:
             raise ValueError(f"train: an operator of both sides trains, this one holds the {self.modality} side only")
-        from ..training import loop as training  # not before it is used
+        from ..training import loop  # not before they are used
+        from ..training import settings as training_settings
 
-        chosen = training.combine(training_config, settings)
+        chosen = training_settings.combine(training_config, settings)
         weights = {name: _own(x) for name, x in self._open_weights().items()} if self.pretrained else None
         config = self.config if self.pretrained else replace(self.config, standardise=True)
-        result = training.train(
-            config, chosen, train_dataset, eval_dataset, resume_checkpoint_path, weights, self.device
-        )
+        result = loop.train(config, chosen, train_dataset, eval_dataset, resume_checkpoint_path, weights, self.device)
         self._adopt(config, result.weights_path)
         return result
 

@@ -1,29 +1,16 @@
-"""Sentences and their token embeddings: what a training set has besides features.
-
-A sentence encoder turns words into vectors, which takes longer than everything after it; so its output is
-computed once, kept in a file, and mapped into memory from there.
-"""
+"""Caption files: sentences, and the videos that they describe."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
-from ..base.dependencies import extra
-from ..base.files import replacing
 from ..features.features import Features
-from .encoder import Encoder, check_token_embeddings
-
-BATCH = 256
-"""Sentences that are encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -37,148 +24,81 @@ class Captions:
         return len(self.sentences)
 
     def unique_ids(self) -> tuple[str, ...]:
-        """The videos that have captions, in the order of their first."""
+        """The videos that have captions, ordered by their first caption."""
         return tuple(dict.fromkeys(self.video_ids))
 
 
 def read_captions(path: str | Path, split: str | Iterable[str] | None = None) -> Captions:
-    """Read a CSV file with the columns `video_id` and `caption`, and `split` if some are to be chosen by it.
+    """Read a CSV file with the columns `video_id` and `caption`, and `split` if rows are chosen by it.
 
     Args:
-        split: only the rows of this split, or of these; None takes all.
+        split: a split or several, whose rows alone are taken. None takes all rows.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has not these columns, holds an empty id or caption, or nothing of the split.
+        FileNotFoundError: the file does not exist.
+        ValueError: a column is missing, an id or a caption is empty, or no row is of the split.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"captions: there is no file {path}")
-    wanted = {split} if isinstance(split, str) else None if split is None else set(split)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _check_columns(path, reader.fieldnames or (), needs_split=wanted is not None)
-            rows = [(line, row) for line, row in enumerate(reader, start=2) if wanted is None or row["split"] in wanted]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected a CSV file in UTF-8: {error}") from error
+    splits = {split} if isinstance(split, str) else None if split is None else set(split)
+    rows = [
+        (line, row) for line, row in _read_rows(path, splits is not None) if splits is None or row["split"] in splits
+    ]
     for line, row in rows:
         if not (row["video_id"] or "").strip() or not (row["caption"] or "").strip():
             raise ValueError(f"{path}, record {line - 1}: expected a video_id and a caption, got {row}")
     if not rows:
-        of_split = f" of split {sorted(wanted)}, which no row has in its column split" if wanted is not None else ""
+        of_split = f" of split {sorted(splits)}, which no row has in its column split" if splits is not None else ""
         raise ValueError(f"{path}: expected captions{of_split}, found none")
     return Captions(tuple(row["video_id"].strip() for _, row in rows), tuple(row["caption"].strip() for _, row in rows))
 
 
-def _check_columns(path: Path, found: Sequence[str], needs_split: bool) -> None:
+def _read_rows(path: Path, needs_split: bool) -> list[tuple[int, dict[str, str | None]]]:
+    """The records with their numbers, from 2 on: the names of the columns are the first."""
     needed = ("video_id", "caption", "split") if needs_split else ("video_id", "caption")
-    missing = [name for name in needed if name not in found]
-    if missing:
-        raise ValueError(f"{path}: expected the columns {', '.join(needed)}; found {', '.join(found) or 'none'}")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or ()
+            if any(name not in columns for name in needed):
+                raise ValueError(
+                    f"{path}: expected the columns {', '.join(needed)}; found {', '.join(columns) or 'none'}"
+                )
+            return list(enumerate(reader, start=2))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected a CSV file in UTF-8: {error}") from None
 
 
-def embed_tokens(sentences: Sequence[str], encoder: Encoder, folder: str | Path, max_tokens: int) -> np.ndarray:
-    """Token embeddings (T, max_tokens, dim) float16, zero-padded or cut, mapped from a file in `folder`.
+def keep_videos_with_features(features: Features, captions: Captions) -> tuple[Features, Captions, np.ndarray]:
+    """Drop the videos that have no features or no captions.
 
-    The file is written at the first call and found again as long as sentences, encoder and `max_tokens` are the
-    same: its name is a hash of them. Half precision halves the file; it costs 0.05% of a value at most.
+    Captions of videos without features are dropped with a warning that names one: nothing could find these videos, so
+    they would only lower each figure.
 
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the encoder gives anything but finite arrays (W, dim) with W >= 1.
-    """
-    key = json.dumps([encoder.name, max_tokens, *sentences]).encode()
-    path = Path(folder) / f"tokens-{hashlib.sha256(key).hexdigest()[:16]}.npy"
-    if not path.is_file():
-        tqdm = extra("tqdm", "training").tqdm
-        with replacing(path) as temporary:
-            tokens = open_memmap(temporary, "w+", np.float16, (len(sentences), max_tokens, encoder.dim))
-            for start in tqdm(range(0, len(sentences), BATCH), desc=f"{encoder.name}, {len(sentences):,} sentences"):
-                batch = list(sentences[start : start + BATCH])
-                for row, x in enumerate(check_token_embeddings(encoder(batch), batch, encoder), start):
-                    tokens[row, : len(x)] = x[:max_tokens]
-            tokens.flush()
-            del tokens
-    return np.load(path, mmap_mode="r")
-
-
-@dataclass(frozen=True)
-class CaptionedVideos:
-    """A data set: features of B videos, and T captions of them as token embeddings.
-
-    Attributes:
-        features: what `read_features` gives.
-        targets: (T,) int64, the row of the video that each caption describes.
-        tokens: (T, W, dim), in memory or mapped from a file.
-
-    Raises:
-        TypeError, ValueError: they do not fit one another, or a video has no caption.
-    """
-
-    features: Features
-    targets: np.ndarray
-    tokens: np.ndarray
-
-    def __post_init__(self) -> None:
-        targets = np.asarray(self.targets)
-        if targets.dtype.kind not in "iu" or np.ndim(self.tokens) != 3 or targets.shape != (len(self.tokens),):
-            raise ValueError(
-                f"captions: expected targets (T,) of integers and tokens (T, W, dim), got {targets.shape} of "
-                f"{targets.dtype} and {np.shape(self.tokens)}"
-            )
-        targets = targets.astype(np.int64)  # a number too large for it becomes negative, and is refused
-        object.__setattr__(self, "targets", targets)
-        if not len(targets) or targets.min() < 0 or targets.max() >= len(self):
-            raise ValueError(f"captions: expected targets from 0 to {len(self) - 1}, got others")
-        counts = np.bincount(targets, minlength=len(self))
-        if not counts.all():
-            raise ValueError(f"captions: video {self.features.ids[int(counts.argmin())]!r} has no caption")
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> CaptionedVideos:
-        """The videos at these positions, with their captions."""
-        rows = np.arange(len(self))[rows]
-        position = np.full(len(self), -1)
-        position[rows] = np.arange(len(rows))
-        kept = np.flatnonzero(position[self.targets] >= 0)
-        return CaptionedVideos(self.features[rows], position[self.targets[kept]], self.tokens[kept])
-
-
-def match(features: Features, captions: Captions) -> tuple[Features, Captions, np.ndarray]:
-    """The videos that have both features and captions, their captions, and the row of each caption's video.
-
-    Captions of other videos are left out with a warning that names one: nothing could find them, so that they would
-    only lower each figure.
+    Returns:
+        The features of the kept videos in the order of the captions, their captions, and `targets` (T,) int64, the row
+        of each caption's video.
 
     Raises:
         ValueError: no caption is left.
     """
-    there = features.available.any(1)
-    row = {name: i for i, name in enumerate(features.ids) if there[i]}
-    named = captions.unique_ids()
-    ids = [name for name in named if name in row]
-    if len(ids) < len(named):
-        first = next(name for name in named if name not in row)
-        message = f"captions: {len(named) - len(ids)} of their {len(named)} videos have no features, such as {first!r}"
-        if not ids:
+    has_features = features.available.any(1)
+    row_of = {video: row for row, video in enumerate(features.ids) if has_features[row]}
+    described = captions.unique_ids()
+    kept = [video for video in described if video in row_of]
+    if len(kept) < len(described):
+        dropped = len(described) - len(kept)
+        example = next(video for video in described if video not in row_of)
+        message = f"captions: {dropped} of their {len(described)} videos have no features, such as {example!r}"
+        if not kept:
             raise ValueError(message)
         warnings.warn(f"{message}; they are left out", stacklevel=2)
-    position = {name: i for i, name in enumerate(ids)}
-    kept = [(name, text) for name, text in zip(captions.video_ids, captions.sentences, strict=True) if name in position]
-    targets = np.array([position[name] for name, _ in kept], dtype=np.int64)
-    return features[[row[name] for name in ids]], Captions(*zip(*kept, strict=True)), targets
+    position = {video: i for i, video in enumerate(kept)}
+    pairs = [pair for pair in zip(captions.video_ids, captions.sentences, strict=True) if pair[0] in position]
+    targets = np.array([position[video] for video, _ in pairs], dtype=np.int64)
+    return features[[row_of[video] for video in kept]], Captions(*_transpose(pairs)), targets
 
 
-def caption_videos(
-    features: Features, captions: Captions, encoder: Encoder, folder: str | Path, max_tokens: int = 37
-) -> CaptionedVideos:
-    """The videos that have features and captions (`match`); token embeddings are kept in `folder` (`embed_tokens`).
-
-    Raises:
-        ValueError: no video has both.
-    """
-    features, captions, targets = match(features, captions)
-    return CaptionedVideos(features, targets, embed_tokens(captions.sentences, encoder, folder, max_tokens))
+def _transpose(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(video for video, _ in pairs), tuple(sentence for _, sentence in pairs)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from collaborative_experts import CaptionedVideos, Features, caption_videos
-from collaborative_experts.training import captions
-from collaborative_experts.training.captions import Captions, embed_tokens, read_captions
+from collaborative_experts.training import tokens as token_files
+from collaborative_experts.training.captions import Captions, read_captions
+from collaborative_experts.training.encoder import PROBE_SENTENCE
+from collaborative_experts.training.tokens import embed_tokens
 
 CSV = 'video_id,split,caption\n7,train,A dog runs.\n7,train,"Running, a dog"\nx,test,Zwölf Katzen\n'
 
@@ -26,7 +28,7 @@ class Words:
         self.asked = 0
 
     def __call__(self, sentences):
-        self.asked += len(sentences)
+        self.asked += len(sentences) * (list(sentences) != [PROBE_SENTENCE])
         return [np.array([[len(word)] * 3 for word in sentence.split()], dtype=np.float32) for sentence in sentences]
 
 
@@ -65,7 +67,7 @@ def test_no_file_and_no_text(tmp_path):
 
 
 def test_tokens_are_padded_cut_and_computed_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions, "BATCH", 2)
+    monkeypatch.setattr(token_files, "SENTENCES_AT_ONCE", 2)
     words = Words()
     sentences = ("one three", "a bb ccc dddd", "x", "yy zz", "end")
     tokens = embed_tokens(sentences, words, tmp_path, max_tokens=3)
@@ -89,7 +91,7 @@ def test_tokens_are_padded_cut_and_computed_once(tmp_path, monkeypatch):
 def test_an_encoder_that_fails_leaves_nothing(tmp_path, wrong):
     words = Words()
     good = words(["fine"])[0]
-    monkey = type("Broken", (Words,), {"__call__": lambda self, sentences: [good, wrong]})()
+    monkey = type("Broken", (Words,), {"__call__": lambda self, sentences: [good, wrong][: len(sentences)]})()
     with pytest.raises(ValueError, match=r"encoder words, 'bad': expected \(W, 3\) of numbers up to 65504"):
         embed_tokens(["fine", "bad"], monkey, tmp_path, max_tokens=3)
     assert list(tmp_path.iterdir()) == []

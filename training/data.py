@@ -1,0 +1,156 @@
+"""Data sets of videos with captions, as a caller gives them and as training takes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.config import CEConfig
+from ..base.slices import slices
+from ..features.features import Features
+from ..model import inputs
+from .captions import Captions, keep_videos_with_features
+from .encoder import Encoder, EncoderIdentity, identify
+from .tokens import embed_tokens
+
+MAX_TOKENS = 37
+"""Tokens that are kept of a sentence, as the authors do for MSR-VTT."""
+
+SMALLEST_DEVIATION = 1e-6
+"""A feature that varies less is constant, and is not scaled."""
+
+ROWS_TO_HASH = 256
+
+
+@dataclass(frozen=True)
+class CaptionedVideos:
+    """A data set: the features of B videos, and T captions of them as token embeddings.
+
+    Attributes:
+        features: the result of `read_features`.
+        targets: (T,) int64 from 0 to B - 1, the row of the video that each caption describes.
+        tokens: (T, W, dim) of floats, in memory or mapped from a file.
+        encoder: the identity of the sentence encoder of `tokens`, None where it is not known.
+
+    Raises:
+        TypeError, ValueError: they do not fit one another, or a video has no caption.
+    """
+
+    features: Features
+    targets: np.ndarray
+    tokens: np.ndarray
+    encoder: EncoderIdentity | None = None
+
+    def __post_init__(self) -> None:
+        targets = np.asarray(self.targets)
+        if targets.dtype.kind not in "iu" or np.ndim(self.tokens) != 3 or targets.shape != (len(self.tokens),):
+            raise ValueError(
+                f"captions: expected targets (T,) of integers and tokens (T, W, dim), got {targets.shape} of "
+                f"{targets.dtype} and {np.shape(self.tokens)}"
+            )
+        targets = targets.astype(np.int64)  # a number too large for it becomes negative, and is refused
+        object.__setattr__(self, "targets", targets)
+        if not len(targets) or targets.min() < 0 or targets.max() >= len(self):
+            raise ValueError(f"captions: expected targets from 0 to {len(self) - 1}, got others")
+        counts = np.bincount(targets, minlength=len(self))
+        if not counts.all():
+            raise ValueError(f"captions: video {self.features.ids[int(counts.argmin())]!r} has no caption")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> CaptionedVideos:
+        """The videos at these positions, with their captions."""
+        rows = np.arange(len(self))[rows]
+        position = np.full(len(self), -1)
+        position[rows] = np.arange(len(rows))
+        kept = np.flatnonzero(position[self.targets] >= 0)
+        return CaptionedVideos(self.features[rows], position[self.targets[kept]], self.tokens[kept], self.encoder)
+
+
+def caption_videos(
+    features: Features,
+    captions: Captions,
+    encoder: Encoder,
+    folder: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> CaptionedVideos:
+    """The videos that have both features and captions, with the token embeddings of their captions.
+
+    Args:
+        folder: the folder in which token embeddings are kept; None takes the user's cache (`embed_tokens`).
+
+    Raises:
+        ValueError: no video has both.
+    """
+    features, captions, targets = keep_videos_with_features(features, captions)
+    tokens = embed_tokens(captions.sentences, encoder, folder, max_tokens)
+    return CaptionedVideos(features, targets, tokens, identify(encoder))
+
+
+class VideoTensors:
+    """A training or validation set as clean tensors, a row a video.
+
+    Attributes:
+        features: {expert: (B, dim) or (B, N, dim) float32}, zero where missing.
+        available: (B, M) bool.
+        tokens, targets: as in `CaptionedVideos`.
+    """
+
+    def __init__(self, dataset: CaptionedVideos, config: CEConfig, role: str) -> None:
+        if not isinstance(dataset, CaptionedVideos):
+            raise TypeError(f"{role}: expected CaptionedVideos, got {type(dataset).__name__}")
+        if dataset.tokens.shape[2] != config.text.dim:
+            raise ValueError(f"{role}: expected tokens of size {config.text.dim}, got {dataset.tokens.shape[2]}")
+        video = inputs.clean_video(dataset.features.experts, dataset.features.ind, config)
+        self.features, self.available = video.features, video.available
+        self.tokens, self.targets = dataset.tokens, dataset.targets
+        by_video = np.argsort(self.targets, kind="stable")
+        caption_counts = np.bincount(self.targets, minlength=len(self))
+        self._caption_rows = np.split(by_video, np.cumsum(caption_counts)[:-1])
+
+    def __len__(self) -> int:
+        return len(self.available)
+
+    def one_caption_each(self, videos: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The row in `tokens` of a random caption for each of some videos."""
+        return np.array([rng.choice(self._caption_rows[video]) for video in videos])
+
+    def batch(self, videos: np.ndarray, caption_rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Features and availability of some videos, and tokens of some captions."""
+        rows = torch.from_numpy(videos)
+        tokens = torch.from_numpy(np.asarray(self.tokens[caption_rows], dtype=np.float32))
+        return {name: x[rows] for name, x in self.features.items()}, self.available[rows], tokens
+
+    def describe(self) -> str:
+        """The size of the set and a hash of its whole content."""
+        digest = hashlib.sha256(self.targets.astype(np.int64).tobytes() + self.available.numpy().tobytes())
+        for name, x in self.features.items():
+            digest.update(name.encode())
+            digest.update(x.contiguous().numpy())
+        for rows in slices(len(self.tokens), ROWS_TO_HASH):
+            digest.update(np.ascontiguousarray(self.tokens[rows]))
+        return f"{len(self)} videos with {len(self.tokens)} captions (hash {digest.hexdigest()[:8]})"
+
+    def statistics(self, config: CEConfig) -> dict[str, Tensor]:
+        """Mean and standard deviation of each feature over the available videos, under the names of the weights."""
+        statistics = {}
+        for m, expert in enumerate(config.experts):
+            rows = self.features[expert.name][self.available[:, m]].double().flatten(0, -2)
+            rows = rows[(rows != 0).any(1)] if expert.variable else rows  # without padding
+            if not len(rows):
+                raise ValueError(
+                    f"training: expert {expert.name!r} is missing in every training video; leave it out or mend its ids"
+                )
+            deviation = rows.std(0, correction=0)
+            statistics[f"standardise.{expert.name}.mean"] = rows.mean(0).float()
+            statistics[f"standardise.{expert.name}.std"] = deviation.masked_fill(
+                deviation < SMALLEST_DEVIATION, 1
+            ).float()
+        return statistics

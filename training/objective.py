@@ -1,0 +1,75 @@
+"""One training step: dropout, embeddings, scores, loss.
+
+Beyond the paper: experts, features and words are dropped at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..base.config import CEConfig
+from ..model.cenet import meta_model
+from .losses import batch_scores, info_nce, max_margin
+from .settings import TrainingConfig
+
+
+class Objective(nn.Module):
+    """The loss of a batch. It holds the model and the learned temperature, and is called on every device."""
+
+    def __init__(self, config: CEConfig, settings: TrainingConfig, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = meta_model(config)
+        # Not strict: load_state_dict trips over the names of experts with a dot. The names are our own.
+        self.model.load_state_dict({name: x.clone() for name, x in state.items()}, strict=False, assign=True)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
+        self._settings = settings
+        self.gather: Callable[[Tensor], Tensor] | None = None
+        """Joins the rows of all devices, so that each sees the scores of the whole batch."""
+
+    def forward(self, features: dict[str, Tensor], available: Tensor, tokens: Tensor) -> Tensor:
+        """The loss of B videos and one caption each; arguments as from `VideoTensors.batch`."""
+        settings = self._settings
+        available = drop_experts(available, settings.expert_dropout)
+        tokens = _drop_words(tokens, settings.word_dropout)
+        features = {name: self.drop_features(name, x) for name, x in features.items()}
+        video = torch.stack(list(self.model.encode_video(features, available).values()), dim=1)
+        text, weights = self.model.encode_text(tokens)
+        parts = torch.stack(list(text.values()), dim=1), weights, video, available
+        if self.gather is not None:
+            parts = tuple(self.gather(part) for part in parts)
+        scores = batch_scores(*parts)
+        if settings.loss == "max_margin":
+            return max_margin(scores, settings.margin)
+        return info_nce(scores, self.log_temperature.exp())
+
+    def drop_features(self, name: str, x: Tensor) -> Tensor:
+        """Replace features by their mean, which is 0 once standardised. Nothing is scaled up in return."""
+        rate = self._settings.feature_dropout
+        if not rate or not self.training:
+            return x
+        dropped = torch.rand_like(x, dtype=torch.float32) < rate
+        if not self.model.config.standardise:
+            return x.masked_fill(dropped, 0)
+        dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
+        return torch.where(dropped, self.model.standardise._modules[name].mean, x)
+
+
+def drop_experts(available: Tensor, rate: float) -> Tensor:
+    """Drop each available expert with this chance, but never all experts of a video."""
+    if not rate:
+        return available
+    kept = available & (torch.rand(available.shape, device=available.device) >= rate)
+    return torch.where(kept.any(1, keepdim=True), kept, available)
+
+
+def _drop_words(tokens: Tensor, rate: float) -> Tensor:
+    if not rate:
+        return tokens
+    dropped = torch.rand(tokens.shape[:2], device=tokens.device) < rate
+    return tokens.masked_fill(dropped.unsqueeze(2), 0)

@@ -1,0 +1,116 @@
+"""The folder of a training run.
+
+- `best.safetensors`: the weights of the best epoch, which an operator loads
+- `last.ckpt`: the state after the last epoch, to resume from
+- `metrics.csv`, TensorBoard's events, `curve.png`: the figures of every epoch
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.config import CEConfig
+from ..base.dependencies import extra
+from ..base.files import replacing
+from ..model.checkpoint import write_weights
+
+BEST = "best.safetensors"
+STATE = "last.ckpt"
+METRICS = "metrics.csv"
+CURVE = "curve.png"
+EVENTS = "events.out.tfevents.*"
+
+PLOTTED_FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "geometric_mean": "geometric mean"}
+
+
+class RunFolder:
+    """Writes the files of a run, each completely or not at all. Only one process of a run writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, first_epoch: int) -> None:
+        """Make the folder, and begin the events with this epoch."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        writer = extra("torch.utils.tensorboard", "training").SummaryWriter
+        self._events = writer(self.path, purge_step=first_epoch)
+
+    def write_best(self, weights: Mapping[str, Tensor], config: CEConfig, notes: Mapping[str, Any]) -> None:
+        write_weights(self.path / BEST, {name: x.detach().cpu() for name, x in weights.items()}, config, notes)
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        with replacing(self.path / STATE) as temporary:
+            torch.save(state, temporary)
+
+    def write_metrics(self, history: list[dict[str, float]]) -> None:
+        """Write the rows of all epochs, and the last one as events."""
+        row = history[-1]
+        with replacing(self.path / METRICS) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer.writeheader()
+            writer.writerows(history)
+        for name, value in row.items():
+            self._events.add_scalar(name, value, int(row["epoch"]))
+
+    def close(self, history: list[dict[str, float]]) -> None:
+        """End the events, and draw the curves."""
+        self._events.close()
+        _draw(history, self.path / CURVE)
+
+    def copy_best(self, state_path: Path) -> None:
+        """Bring the best weights from beside a state in another folder."""
+        if state_path.parent.absolute() != self.path.absolute():
+            self.path.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / BEST) as temporary:
+                shutil.copyfile(state_path.with_name(BEST), temporary)
+
+
+def delete_run(path: Path) -> None:
+    """Delete the files of a training run, and nothing else that lies in its folder."""
+    for pattern in (BEST, STATE, METRICS, CURVE, EVENTS):
+        for file in path.glob(pattern):
+            file.unlink()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `write_state` wrote.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a complete checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"resume_checkpoint_path: there is no file {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        identity = state["identity"]
+    except Exception as error:
+        # A damaged file raises whatever its bytes happen to mean.
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"{path}: not a complete training checkpoint: {reason}") from None
+    return state | {"identity": dict(identity)}
+
+
+def _draw(history: list[dict[str, float]], path: Path) -> None:
+    """Draw the loss and the recalls over the epochs."""
+    figure = extra("matplotlib.figure", "training").Figure(figsize=(7, 4), layout="constrained")
+    loss_axes = figure.subplots()
+    epochs = [row["epoch"] for row in history]
+    loss_axes.plot(epochs, [row["loss"] for row in history], color="black", label="training loss")
+    loss_axes.set_xlabel("epoch")
+    loss_axes.set_ylabel("loss")
+    if history and "r1" in history[0]:
+        recall_axes = loss_axes.twinx()
+        for key, label in PLOTTED_FIGURES.items():
+            recall_axes.plot(epochs, [row[key] for row in history], label=label)
+        recall_axes.set_ylabel("validation, text to video, %")
+        recall_axes.legend(loc="lower right")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
