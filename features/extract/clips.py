@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +59,7 @@ class Clip:
         frames: {view: frames}, for every view that was asked for. There are none in an audio file.
         sound: (n,) int16, mono with 16,000 samples a second; None where the file has none.
         is_last: True for the last clip of its file.
+        progress: share of the file that has been read, 0 where its length is not known.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Clip:
     frames: Mapping[View, Frames]
     sound: np.ndarray | None
     is_last: bool = False
+    progress: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -251,7 +253,7 @@ def read_clips(
                 yield held
             held = clip
         if held is not None:
-            yield Clip(held.id, held.uri, held.start_s, held.end_s, held.frames, held.sound, is_last=True)
+            yield replace(held, is_last=True, progress=1.0)
 
 
 def _cut(file: MediaFile, media: Media, cutting: Cutting, views: frozenset[View]) -> Iterator[Clip]:
@@ -301,7 +303,8 @@ class _Draft:
         sound = media.sound.take(start_s, end_s, keep_from_s) if media.sound is not None else None
         frames = {view: sampler.finish() for view, sampler in self._samplers.items()}
         name = fragment(file.name, start_s, start_s if self._is_whole else end_s)
-        return Clip(name, file.uri, start_s, end_s, frames, sound)
+        progress = min(1.0, end_s / media.duration_s) if media.duration_s else 0.0
+        return Clip(name, file.uri, start_s, end_s, frames, sound, progress=progress)
 
 
 class _Sampler:

@@ -1,7 +1,7 @@
 """The form of an extractor, and the registry that makes extractors from names.
 
 An extractor is one file with one class. A user's own class is named by a dotted name, `my_package.faces:Faces`. It is
-made as `Faces(**settings)`, and given `device` and `encoder` where its constructor has parameters of these names.
+made as `Faces(**settings)`, and given `device`, `encoder` and `fps` where its constructor has these parameters.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def make_extractors(
     settings: Mapping[str, Mapping[str, object]] | None = None,
     device: str | None = None,
     encoder: Encoder | None = None,
+    fps: float | None = None,
 ) -> list[Extractor]:
     """Make extractors of a preset, or some of them, and a user's own.
 
@@ -111,6 +112,7 @@ def make_extractors(
         settings: {expert: {parameter: value}} of the classes' constructors.
         device: where networks run, as PyTorch names it. None is a GPU where there is one.
         encoder: the sentence encoder of experts of words.
+        fps: frames a second of the experts that look at single frames. None takes their own.
 
     Raises:
         ValueError, TypeError: an unknown preset, expert or parameter; two experts of one name.
@@ -125,11 +127,13 @@ def make_extractors(
         wanted = [names] if isinstance(names, str) else list(names)
     known = {**PRESETS[preset], **OTHERS}
     check_keys(given, wanted, "settings: experts")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0.01 <= fps <= 60):
+        raise ValueError(f"fps: expected frames a second from 0.01 to 60, got {fps!r}")
     made = []
     for name in wanted:
         cls = _find_class(name, known)
         choices = dict(SETTINGS.get(preset, {}).get(name, {})) | given.get(name, {})
-        made.append(_make(name, cls, choices, {"device": device, "encoder": encoder}))
+        made.append(_make(name, cls, choices, {"device": device, "encoder": encoder, "fps": fps}))
     if not made:
         raise ValueError("experts: expected at least one, got none")
     for extractor in made:
@@ -157,8 +161,9 @@ def _find_class(name: str, known: Mapping[str, str]) -> type:
 
 def _make(name: str, cls: type, settings: Mapping[str, object], context: Mapping[str, object]) -> Extractor:
     parameters = inspect.signature(cls).parameters
-    check_keys(settings, [x for x in parameters if x not in context], f"settings of {name!r}")
-    return cls(**settings, **{key: value for key, value in context.items() if key in parameters})
+    check_keys(settings, [x for x in parameters if x not in ("device", "encoder")], f"settings of {name!r}")
+    given = {key: value for key, value in context.items() if value is not None and key in parameters}
+    return cls(**(given | dict(settings)))
 
 
 def _check(extractor: Any) -> None:

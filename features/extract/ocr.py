@@ -32,12 +32,16 @@ class RapidText:
     """The extractor."""
 
     name, version, sequence, reads_sound, reads_text = "ocr", 1, True, False, True
-    views = (View(fps=1, side=720, most=24),)
 
-    def __init__(self, encoder: Encoder | None = None) -> None:
+    def __init__(self, fps: float = 1.0, encoder: Encoder | None = None) -> None:
+        self.views = (View(fps=fps, side=720, most=24),)
         self._encoder = check_encoder(encoder, self.name)
         self.dim = int(getattr(self._encoder, "dim"))  # noqa: B009
-        self.settings = {"encoder": getattr(self._encoder, "name", ""), "rapidocr": package_version("rapidocr")}
+        self.settings = {
+            "encoder": getattr(self._encoder, "name", ""),
+            "rapidocr": package_version("rapidocr"),
+            "fps": fps,
+        }
         self._cv2 = extra("cv2", "extract-offline")
         package = extra("rapidocr", "extract-offline")
         self.weights = hash_files(Path(package.__file__).with_name("models").glob("*.onnx"))
