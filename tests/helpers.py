@@ -215,9 +215,24 @@ def write_features(folder, layout, name, ids, rows):
         tensors = {video: torch.from_numpy(row) for video, row in by_video.items()}
         table = {"video_id": list(ids), name: torch.as_tensor(rows)} if layout in ("pt", "pth") else tensors
         torch.save(table, path)
+    elif layout == "lance":
+        write_lance(path, name, ids, rows)
     else:
         path.write_bytes(pickle.dumps(by_video, protocol=5 if layout == "pkl" else 2))
     return path
+
+
+def write_lance(path, name, ids, rows):
+    """A dataset of one expert as `extract` writes it. A row with NaN or without tokens is missing."""
+    pytest.importorskip("lance")
+    from collaborative_experts.features.extract.dataset import FeatureDataset, Making, Row
+    from collaborative_experts.features.extract.expert import Extracted
+
+    facts = {"dim": rows[0].shape[-1], "sequence": rows[0].ndim == 2, "reads_text": False, "has_labels": False}
+    dataset = FeatureDataset(path, Making({"by": "whole"}, "float32", {name: facts}))
+    for video, x in zip(ids, rows, strict=True):
+        output = Extracted(x) if len(x) and not np.isnan(x).any() else None
+        dataset.append([Row(video, video, 0.0, 1.0, True, {name: output})])
 
 
 def same_features(a, b):

@@ -72,7 +72,8 @@ def _token(mel: torch.Tensor) -> np.ndarray:
 
 def _mel_bands() -> np.ndarray:
     """(64, 257) float32: triangles of equal width in mel, each with the sum 1."""
-    mels = np.linspace(*(2595 * np.log10(1 + hz / 700) for hz in (LOWEST_HZ, HIGHEST_HZ)), BANDS + 2)
+    lowest, highest = (2595 * np.log10(1 + hz / 700) for hz in (LOWEST_HZ, HIGHEST_HZ))
+    mels = np.linspace(lowest, highest, BANDS + 2)
     edges = 700 * (10 ** (mels / 2595) - 1)
     hz = np.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)
     rise = (hz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]

@@ -27,10 +27,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ...base.dependencies import extra
+from ..formats import LANCE_HEADER
 from .expert import Extracted
 
 EXTRA = "extract-offline"
-HEADER_KEY = b"collaborative_experts.features"
 LAYOUT = 1
 """Version of the columns and of the header."""
 
@@ -79,7 +79,7 @@ class Making:
     def from_schema(cls, path: Path, schema: Any) -> Making:
         """The header of a dataset. Raises ValueError for a dataset that holds no features."""
         try:
-            content = json.loads((schema.metadata or {})[HEADER_KEY])
+            content = json.loads((schema.metadata or {})[LANCE_HEADER])
             if content["layout"] != LAYOUT:
                 raise ValueError(f"layout {content['layout']}")
             return cls(content["clips"], content["dtype"], content["experts"], content["packages"])
@@ -237,7 +237,7 @@ def _schema(making: Making) -> Any:
         if twice:
             raise ValueError(f"experts: the name {name!r} makes a second column {min(twice)!r}")
         columns |= more
-    return arrow.schema(list(columns.items()), metadata={HEADER_KEY: making.to_json()})
+    return arrow.schema(list(columns.items()), metadata={LANCE_HEADER: making.to_json()})
 
 
 def _array_column(arrays: Sequence[np.ndarray | None], facts: Mapping[str, Any], dtype: np.dtype) -> Any:

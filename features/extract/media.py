@@ -280,7 +280,8 @@ class _Clock:
     """Times of frames from 0 on. Stamps that are missing, go back or jump are mended."""
 
     def __init__(self, start_s: float) -> None:
-        self._offset, self._last, self._duration = -start_s, None, 0.0
+        self._offset, self._duration = -start_s, 0.0
+        self._last: float | None = None
 
     def read(self, stamp: float | None, duration: float) -> float:
         expected = 0.0 if self._last is None else self._last + self._duration
@@ -291,8 +292,9 @@ class _Clock:
             time_s = expected
         if stamp is not None and (time_s == expected or self._last is None):
             self._offset = time_s - stamp
-        self._last, self._duration = max(time_s, self._last or 0.0), duration
-        return self._last
+        time_s = max(time_s, self._last or 0.0)
+        self._last, self._duration = time_s, duration
+        return time_s
 
 
 class Sound:

@@ -44,7 +44,7 @@ class RapidText:
         }
         self._cv2 = extra("cv2", "extract-offline")
         package = extra("rapidocr", "extract-offline")
-        self.weights = hash_files(Path(package.__file__).with_name("models").glob("*.onnx"))
+        self.weights = hash_files(Path(str(package.__file__)).with_name("models").glob("*.onnx"))
         self._reader = package.RapidOCR(params={"Global.log_level": "critical", "Global.text_score": LEAST_SCORE})
         self._last: tuple[str, np.ndarray, list[str]] | None = None
         self.frames_read = 0

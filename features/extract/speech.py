@@ -65,8 +65,10 @@ class Whisper:
         return encode_texts([" ".join(self._transcribe(clip.sound)) for clip in clips], self._encoder)
 
     def _transcribe(self, sound: np.ndarray | None) -> Iterator[str]:
+        if sound is None:
+            return
         size = BLOCK_S * SAMPLE_RATE
-        for start in range(0, 0 if sound is None else len(sound), size):
+        for start in range(0, len(sound), size):
             block = sound[start : start + size].astype(np.float32) / 32768
             segments, _ = self._model.transcribe(
                 block, language=self._language, vad_filter=True, condition_on_previous_text=False, beam_size=1
