@@ -263,6 +263,9 @@ def _decode(container: Any, stream: Any, notes: list[str]) -> Iterator[Any]:
             break
         if packet is None:
             break
+        if packet.has_sidedata("encryption_info"):
+            notes.append(f"{stream.type}: the file is encrypted")
+            break
         try:
             decoded = packet.decode()
         except (av.error.FFmpegError, ValueError) as error:
