@@ -51,8 +51,7 @@ class LogMel:
             starts.pop()
         for start, end in zip(starts, [*starts[1:], len(sound)], strict=True):
             x = torch.from_numpy(sound[start:end].astype(np.float32) / 32768)
-            seconds = [*x[: len(x) // SAMPLE_RATE * SAMPLE_RATE].split(SAMPLE_RATE)] or [x]
-            loudest = max(loudest, *(float(part.square().mean().sqrt()) for part in seconds))
+            loudest = max(loudest, *(float(part.square().mean().sqrt()) for part in x.split(SAMPLE_RATE)))
             power = torch.stft(x, WINDOW, HOP, window=self._window, return_complex=True).abs().square()
             mel = (self._bands @ power / WINDOW + FLOOR).log()
             tokens += [_token(part) for part in _seconds(mel)]

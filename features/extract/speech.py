@@ -52,9 +52,7 @@ class Whisper:
         package = extra("faster_whisper", "extract-offline")
         folder = Path(model) if Path(model).is_dir() else Path(package.download_model(model))
         if not (folder / "model.bin").is_file():
-            raise FileNotFoundError(
-                f"settings of 'speech': expected a folder with a model.bin of faster-whisper: {model}"
-            )
+            raise FileNotFoundError(f"{folder}: expected a folder of faster-whisper with a model.bin, found none")
         self.weights = hash_files([folder / "model.bin"])
         kind = best_device(device).split(":")[0]
         compute = compute or ("float16" if kind == "cuda" else "int8")
