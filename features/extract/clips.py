@@ -26,7 +26,7 @@ CUT = 27.0
 
 SHORTEST_SHOT_S = 0.6
 SHORTEST_TAIL_S = 0.5
-"""What is left of a file after its last window is dropped where it is shorter. A file's first window never is."""
+"""What is left of a file after its last clip is dropped where it is shorter than this, and than half a window."""
 
 _SHOT_VIEW = View(fps=0, side=36)
 """PySceneDetect reduces pictures likewise before it compares them."""
@@ -281,7 +281,8 @@ def _cut(file: MediaFile, media: Media, cutting: Cutting, views: frozenset[View]
         end_s = moment.until_s
     for draft in list(drafts):
         # A window within the overlap shows nothing new, and neither does a splinter.
-        if not count or end_s - draft.start_s - cutting.overlap_s >= SHORTEST_TAIL_S:
+        shortest_s = min(SHORTEST_TAIL_S, 0.5 * cutting.length_s)
+        if not count or end_s - draft.start_s - cutting.overlap_s >= shortest_s:
             yield finish(draft, 0.0 if media.is_image else end_s)
             count += 1
 

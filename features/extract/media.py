@@ -204,7 +204,7 @@ def open_media(path: Path, with_pictures: bool = True, with_sound: bool = True) 
             raise MediaError("no stream of pictures or sound")
         start = (container.start_time or 0) / 1e6
         sound = None
-        if has_sound and with_sound:
+        if has_sound and (with_sound or stream is None):
             sound = Sound(stack.enter_context(_open(path, stack)), start)
         duration = container.duration / 1e6 if container.duration and container.duration > 0 else None
         media = Media(duration, sound, _container=container, _start_s=start)
