@@ -12,19 +12,15 @@ import torch
 
 from .clips import Clip
 from .media import SAMPLE_RATE, View
+from .sound import is_silent
 
 BANDS, WINDOW, HOP = 64, 512, 160
 LOWEST_HZ, HIGHEST_HZ = 60.0, 7800.0
 FLOOR = 1e-6
 """Power that is added before the logarithm."""
 
-SILENCE = 10 ** (-60 / 20)
-"""Root mean square of a second, full scale being 1, below which it is silent."""
-
 BLOCK_S = 60
 """Seconds that are transformed at once."""
-
-SHORTEST_S = 0.1
 
 
 class LogMel:
@@ -43,19 +39,18 @@ class LogMel:
     @torch.inference_mode()
     def _tokens(self, sound: np.ndarray | None) -> np.ndarray | None:
         """(N, 128) float32, a token a second; the last, shorter one joins the one before."""
-        if sound is None or len(sound) < SHORTEST_S * SAMPLE_RATE:
+        if sound is None or is_silent(sound):
             return None
-        tokens, loudest, step = [], 0.0, BLOCK_S * SAMPLE_RATE
+        tokens, step = [], BLOCK_S * SAMPLE_RATE
         starts = list(range(0, len(sound), step))
         if len(starts) > 1 and len(sound) - starts[-1] < SAMPLE_RATE:
             starts.pop()
         for start, end in zip(starts, [*starts[1:], len(sound)], strict=True):
             x = torch.from_numpy(sound[start:end].astype(np.float32) / 32768)
-            loudest = max(loudest, *(float(part.square().mean().sqrt()) for part in x.split(SAMPLE_RATE)))
             power = torch.stft(x, WINDOW, HOP, window=self._window, return_complex=True).abs().square()
             mel = (self._bands @ power / WINDOW + FLOOR).log()
             tokens += [_token(part) for part in _seconds(mel)]
-        return np.stack(tokens) if loudest >= SILENCE else None
+        return np.stack(tokens)
 
 
 def _seconds(mel: torch.Tensor) -> list[torch.Tensor]:

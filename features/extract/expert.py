@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Mapping[str, str]] = {
     },
     "best": {
         "appearance": "siglip:SigLip",
-        "motion": "video_mae:VideoMae",
+        "motion": "video:VideoTransformer",
         "audio": "clap:Clap",
         "ocr": "ocr:RapidText",
         "speech": "speech:Whisper",
@@ -88,7 +88,7 @@ PRESETS: Mapping[str, Mapping[str, str]] = {
 }
 """{preset: {expert: module and class in this package}}."""
 
-OTHERS: Mapping[str, str] = {"ast": "ast:AudioSpectrogram"}
+OTHERS: Mapping[str, str] = {"ast": "spectrogram:AudioSpectrogram"}
 """Experts that belong to no preset, named as they are asked for."""
 
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, object]]] = {"best": {"speech": {"model": "large-v3-turbo"}}}
