@@ -45,7 +45,7 @@ class RapidText:
         self._cv2 = extra("cv2", "extract-offline")
         package = extra("rapidocr", "extract-offline")
         self.weights = hash_files(Path(str(package.__file__)).with_name("models").glob("*.onnx"))
-        self._reader = package.RapidOCR(params={"Global.log_level": "critical", "Global.text_score": LEAST_SCORE})
+        self._reader = package.RapidOCR(params={"Global.log_level": "critical", "Global.text_score": LEAST_SCORE, "Global.use_cls": False})
         self._last: tuple[str, np.ndarray, list[str]] | None = None
         self.frames_read = 0
         """Frames on which text was looked for, for measuring."""

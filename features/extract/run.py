@@ -29,7 +29,7 @@ ERRORS = "errors.csv"
 BATCH = 16
 """Clips that go through the experts at once."""
 
-WAITING_BYTES = 96 * 2**20
+WAITING_BYTES = 48 * 2**20
 """Memory of clips that wait, and of a batch. A single clip may be larger."""
 
 COMMIT_S = 10.0
