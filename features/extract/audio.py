@@ -19,7 +19,7 @@ LOWEST_HZ, HIGHEST_HZ = 60.0, 7800.0
 FLOOR = 1e-6
 """Power that is added before the logarithm."""
 
-BLOCK_S = 60
+BLOCK_S = 30
 """Seconds that are transformed at once."""
 
 
@@ -41,27 +41,25 @@ class LogMel:
         """(N, 128) float32, a token a second; the last, shorter one joins the one before."""
         if sound is None or is_silent(sound):
             return None
-        tokens, step = [], BLOCK_S * SAMPLE_RATE
-        starts = list(range(0, len(sound), step))
-        if len(starts) > 1 and len(sound) - starts[-1] < SAMPLE_RATE:
-            starts.pop()
-        for start, end in zip(starts, [*starts[1:], len(sound)], strict=True):
-            x = torch.from_numpy(sound[start:end].astype(np.float32) / 32768)
-            power = torch.stft(x, WINDOW, HOP, window=self._window, return_complex=True).abs().square()
-            mel = (self._bands @ power / WINDOW + FLOOR).log()
-            tokens += [_token(part) for part in _seconds(mel)]
-        return np.stack(tokens)
+        # Tokens are written into one array: small ones of their own, kept between large blocks that come and go,
+        # would keep the memory of hours from being given back.
+        tokens = np.empty((max(1, len(sound) // SAMPLE_RATE), self.dim), dtype=np.float32)
+        for start in range(0, len(tokens), BLOCK_S):
+            rows = tokens[start : start + BLOCK_S]
+            is_last = start + BLOCK_S >= len(tokens)
+            block = sound[start * SAMPLE_RATE : None if is_last else (start + BLOCK_S) * SAMPLE_RATE]
+            rows[:] = self._transform(block, len(rows))
+        return tokens
 
-
-def _seconds(mel: torch.Tensor) -> list[torch.Tensor]:
-    """(64, frames) in parts of a second."""
-    size = SAMPLE_RATE // HOP
-    count = max(1, mel.shape[1] // size)
-    return [mel[:, i * size : (i + 1) * size if i + 1 < count else None] for i in range(count)]
-
-
-def _token(mel: torch.Tensor) -> np.ndarray:
-    return torch.cat([mel.mean(dim=1), mel.std(dim=1, correction=0)]).numpy()
+    def _transform(self, block: np.ndarray, count: int) -> np.ndarray:
+        """(count, 128) float32, the tokens of a block of so many seconds."""
+        x = torch.from_numpy(block.astype(np.float32) / 32768)
+        power = torch.stft(x, WINDOW, HOP, window=self._window, return_complex=True).abs().square()
+        mel = (self._bands @ power / WINDOW + FLOOR).log()
+        size = SAMPLE_RATE // HOP
+        ends = [*(size * i for i in range(1, count)), mel.shape[1]]
+        parts = mel.tensor_split(ends[:-1], dim=1)
+        return torch.stack([torch.cat([x.mean(dim=1), x.std(dim=1, correction=0)]) for x in parts]).numpy()
 
 
 def _mel_bands() -> np.ndarray:

@@ -243,10 +243,7 @@ def read_clips(
         OSError: it cannot be read.
     """
     cutting = clips.cutting()
-    with open_media(file.path, bool(views) or cutting.needs_pictures, with_sound) as media:
-        media.notes = notes
-        if media.sound is not None:
-            media.sound.notes = notes
+    with open_media(file.path, notes, bool(views) or cutting.needs_pictures, with_sound) as media:
         held: Clip | None = None
         for clip in _cut(file, media, cutting, views):
             if held is not None:

@@ -34,7 +34,7 @@ EXTRA = "extract-offline"
 LAYOUT = 1
 """Version of the columns and of the header."""
 
-PACKAGES = ("av", "numpy", "opencv-python", "torch", "transformers", "rapidocr", "faster-whisper")
+PACKAGES = ("av", "numpy", "opencv-python-headless", "torch", "transformers", "rapidocr", "faster-whisper")
 """Packages whose versions are written down. Others are no reason to refuse rows."""
 
 OWN_COLUMNS = ("id", "uri", "start_s", "end_s", "ends_file")
@@ -193,7 +193,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def import_lance() -> Any:
-    """Lance, without what it has to say about its own future."""
+    """The module `lance`, imported without its deprecation warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return extra("lance", EXTRA)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -67,8 +67,18 @@ class Extractor(Protocol):
         """The features of each clip."""
 
 
-Encoder = Callable[[Sequence[str]], list[np.ndarray]]
-"""Sentences to their token embeddings (W, dim), with the attributes `name` and `dim`."""
+class Encoder(Protocol):
+    """A sentence encoder."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """The token embeddings (W, dim) of each sentence."""
+
 
 PRESETS: Mapping[str, Mapping[str, str]] = {
     "offline": {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +126,24 @@ class Moment:
     until_s: float
 
 
-@dataclass
 class Media:
     """An open media file.
 
+    Args:
+        container: its open container.
+        stream: the pictures that are read, None for none.
+        start_s: the first time stamp, which becomes 0.
+        sound: None where the file has no sound, or it is not wanted.
+        notes: damage that is met while reading on is added, in words.
+
     Attributes:
         duration_s: as the file declares it, None where it does not.
-        sound: None where the file has no sound, or it is not wanted.
-        notes: damage that was met while reading on, in words.
     """
 
-    duration_s: float | None
-    sound: Sound | None
-    notes: list[str] = field(default_factory=list)
-    _container: Any = None
-    _stream: Any = None
-    _start_s: float = 0.0
+    def __init__(self, container: Any, stream: Any, start_s: float, sound: Sound | None, notes: list[str]) -> None:
+        self._container, self._stream, self._start_s = container, stream, start_s
+        self.sound, self.notes = sound, notes
+        self.duration_s = container.duration / 1e6 if container.duration and container.duration > 0 else None
 
     @property
     def is_image(self) -> bool:
@@ -189,8 +191,11 @@ class Media:
 
 
 @contextmanager
-def open_media(path: Path, with_pictures: bool = True, with_sound: bool = True) -> Iterator[Media]:
+def open_media(path: Path, notes: list[str], with_pictures: bool = True, with_sound: bool = True) -> Iterator[Media]:
     """Open a video, an image or an audio file.
+
+    Args:
+        notes: damage that is met while reading on is added, in words.
 
     Raises:
         MediaError: it is none, or has nothing of what is wanted.
@@ -205,14 +210,8 @@ def open_media(path: Path, with_pictures: bool = True, with_sound: bool = True) 
         start = (container.start_time or 0) / 1e6
         sound = None
         if has_sound and (with_sound or stream is None):
-            sound = Sound(stack.enter_context(_open(path, stack)), start)
-        duration = container.duration / 1e6 if container.duration and container.duration > 0 else None
-        media = Media(duration, sound, _container=container, _start_s=start)
-        if stream is not None and (with_pictures or sound is None):
-            media._stream = stream
-        if sound is not None:
-            sound.notes = media.notes
-        yield media
+            sound = Sound(stack.enter_context(_open(path, stack)), start, notes)
+        yield Media(container, stream if with_pictures or sound is None else None, start, sound, notes)
 
 
 def _open(path: Path, stack: ExitStack) -> Any:
@@ -303,9 +302,9 @@ class _Clock:
 class Sound:
     """The sound of a file as a buffer that moves on: mono int16, 16,000 samples a second."""
 
-    def __init__(self, container: Any, start_s: float) -> None:
+    def __init__(self, container: Any, start_s: float, notes: list[str]) -> None:
         av = extra("av", "extract-offline")
-        self.notes: list[str] = []
+        self._notes = notes
         self._container, self._stream = container, container.streams.audio[0]
         self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         self._start_s = start_s
@@ -343,7 +342,7 @@ class Sound:
 
     def _decode_more(self) -> None:
         if self._frames is None:
-            self._frames = _decode(self._container, self._stream, self.notes)
+            self._frames = _decode(self._container, self._stream, self._notes)
         frame = next(self._frames, None)
         if frame is None:
             self._ended = True

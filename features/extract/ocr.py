@@ -36,16 +36,17 @@ class RapidText:
     def __init__(self, fps: float = 1.0, encoder: Encoder | None = None) -> None:
         self.views = (View(fps=fps, side=720, most=24),)
         self._encoder = check_encoder(encoder, self.name)
-        self.dim = int(getattr(self._encoder, "dim"))  # noqa: B009
+        self.dim = self._encoder.dim
         self.settings = {
-            "encoder": getattr(self._encoder, "name", ""),
+            "encoder": self._encoder.name,
             "rapidocr": package_version("rapidocr"),
             "fps": fps,
         }
         self._cv2 = extra("cv2", "extract-offline")
         package = extra("rapidocr", "extract-offline")
         self.weights = hash_files(Path(str(package.__file__)).with_name("models").glob("*.onnx"))
-        self._reader = package.RapidOCR(params={"Global.log_level": "critical", "Global.text_score": LEAST_SCORE, "Global.use_cls": False})
+        choices = {"Global.log_level": "critical", "Global.text_score": LEAST_SCORE, "Global.use_cls": False}
+        self._reader = package.RapidOCR(params=choices)  # without its classifier of lines upside down
         self._last: tuple[str, np.ndarray, list[str]] | None = None
         self.frames_read = 0
         """Frames on which text was looked for, for measuring."""

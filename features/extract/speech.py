@@ -47,7 +47,7 @@ class Whisper:
         encoder: Encoder | None = None,
     ) -> None:
         self._encoder = check_encoder(encoder, self.name)
-        self.dim = int(getattr(self._encoder, "dim"))  # noqa: B009
+        self.dim = self._encoder.dim
         self._language = language
         package = extra("faster_whisper", "extract-offline")
         folder = Path(model) if Path(model).is_dir() else Path(package.download_model(model))
@@ -57,7 +57,7 @@ class Whisper:
         kind = best_device(device).split(":")[0]
         compute = compute or ("float16" if kind == "cuda" else "int8")
         self._model = package.WhisperModel(str(folder), device=kind, compute_type=compute)
-        self.settings = {"encoder": getattr(self._encoder, "name", ""), "language": language, "compute": compute}
+        self.settings = {"encoder": self._encoder.name, "language": language, "compute": compute}
 
     def __call__(self, clips: Sequence[Clip]) -> list[Extracted | None]:
         return encode_texts([" ".join(self._transcribe(clip.sound)) for clip in clips], self._encoder)

@@ -252,7 +252,7 @@ def test_files_that_cannot_be_read(tmp_path, damage):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"), open_media(tmp_path / "a.mp4"):
+    with pytest.raises(FileNotFoundError, match="no such file"), open_media(tmp_path / "a.mp4", []):
         pass
 
 
@@ -318,15 +318,19 @@ def test_hours_take_little_memory(root, tmp_path):
         "from pathlib import Path\n"
         "sys.path[:0] = sys.argv[2:]\n"
         "from test_media import clips_of\n"
+        "from collaborative_experts.features.extract.expert import make_extractors\n"
         "from collaborative_experts.features.extract.media import View\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "[clip] = clips_of(Path(sys.argv[1]), views=[View(1, 256), View(2, 96, False, pair_s=1 / 12)])\n"
-        "print(clip.end_s, len(clip.sound), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "motion, audio = make_extractors(names=['motion', 'audio'])\n"
+        "[clip] = clips_of(Path(sys.argv[1]), views=[View(1, 256), *motion.views])\n"
+        "print(clip.end_s, len(clip.sound), len(audio([clip])[0]), len(motion([clip])[0]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     frames = np.zeros((1080, 256, 256, 3), np.uint8)
     frames[:] = np.arange(1080)[:, None, None, None] % 256
     path = tmp_path / "a.mkv"
-    write_media(path, frames, times=[10 * i for i in range(1080)], sound=np.zeros(3 * 3600 * 8000, np.int16), rate=8000)
+    noise = np.random.default_rng(0).integers(-900, 900, 3 * 3600 * 8000, dtype=np.int16)
+    write_media(path, frames, times=[10 * i for i in range(1080)], sound=noise, rate=8000)
     command = [
         sys.executable,
         "-W",
@@ -339,6 +343,6 @@ def test_hours_take_little_memory(root, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    end_s, samples, kilobytes = map(float, done.stdout.split())
-    assert (end_s, samples) == (10_800, 10_800 * media.SAMPLE_RATE)
+    end_s, samples, tokens, motion, kilobytes = map(float, done.stdout.split())
+    assert (end_s, samples, tokens, motion) == (10_800, 10_800 * media.SAMPLE_RATE, 10_800, 288)
     assert kilobytes < 700_000
