@@ -21,7 +21,7 @@ from .media import View
 
 SIDE = 224
 FEATURES = 1280
-BATCH = {"cpu": 8, "cuda": 64}
+BATCH = {"cpu": 4, "cuda": 64}
 """Frames at once. On CPU more are not faster, and take memory."""
 
 

@@ -137,7 +137,7 @@ class Media:
         notes: damage that is met while reading on is added, in words.
 
     Attributes:
-        duration_s: as the file declares it, None where it does not.
+        duration_s: of the whole file as it declares it, None where it does not.
     """
 
     def __init__(self, container: Any, stream: Any, start_s: float, sound: Sound | None, notes: list[str]) -> None:
@@ -186,8 +186,18 @@ class Media:
     def _check_end(self, last: Picture | None, end_s: float) -> None:
         if last is None and (self.sound is None or not self.sound.end_s):
             raise MediaError("; ".join(["no picture and no sound can be decoded", *self.notes]))
-        if self.duration_s and not self.is_image and self.duration_s - end_s > max(1.0, 0.1 * self.duration_s):
-            self.notes.append(f"ends after {end_s:.1f} s, {self.duration_s:.1f} s were declared")
+        declared_s = self._declared_s()
+        if declared_s and not self.is_image and declared_s - end_s > max(1.0, 0.1 * declared_s):
+            self.notes.append(f"ends after {end_s:.1f} s, {declared_s:.1f} s were declared")
+
+    def _declared_s(self) -> float | None:
+        """The declared duration of what is read: other streams may be longer."""
+        streams = [self._stream] if self._stream is not None else []
+        streams += [self.sound.stream] if self.sound is not None else []
+        if all(stream.duration for stream in streams):
+            return max(float(stream.duration * stream.time_base) for stream in streams)
+        others = [x for x in self._container.streams if x.type in ("video", "audio")]
+        return self.duration_s if len(streams) == len(others) else None
 
 
 @contextmanager
@@ -305,7 +315,7 @@ class Sound:
     def __init__(self, container: Any, start_s: float, notes: list[str]) -> None:
         av = extra("av", "extract-offline")
         self._notes = notes
-        self._container, self._stream = container, container.streams.audio[0]
+        self._container, self.stream = container, container.streams.audio[0]
         self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         self._start_s = start_s
         self._frames: Iterator[Any] | None = None
@@ -342,7 +352,7 @@ class Sound:
 
     def _decode_more(self) -> None:
         if self._frames is None:
-            self._frames = _decode(self._container, self._stream, self._notes)
+            self._frames = _decode(self._container, self.stream, self._notes)
         frame = next(self._frames, None)
         if frame is None:
             self._ended = True

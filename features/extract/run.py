@@ -36,6 +36,9 @@ COMMIT_S = 10.0
 """Seconds after which rows are written: a run that is killed loses no more."""
 
 COMMIT_ROWS = 1024
+LONGEST_WAIT_S = 5.0
+"""Seconds that a run which is interrupted waits for decoders. One may be within a clip of hours."""
+
 MOST_FAILURES = 20
 """Clips in a row that an expert fails on, after which the run stops: the fault is not in the clips."""
 
@@ -287,7 +290,7 @@ class _Reader:
             self._stopped = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(LONGEST_WAIT_S)
 
     @property
     def done_bytes(self) -> int:
@@ -329,17 +332,18 @@ class _Reader:
 
     def _read(self, file: MediaFile) -> None:
         notes: list[str] = []
+        is_complete = False
         try:
             for clip in read_clips(file, self._clips, self._views, self._with_sound, notes):
                 if not self._put(file, clip):
                     return
+            is_complete = True
         except (MediaError, OSError) as error:
             notes = [str(error), *(note for note in notes if note not in str(error))]
         except Exception as error:  # a damaged file may make a decoder raise anything
             notes.append(f"{type(error).__name__}: {error}")
-        else:
-            self.files_done += 1
         with self._changed:
+            self.files_done += is_complete
             self._shares[file.name] = 1.0
             if notes:
                 self.problems.append(Problem(file.name, "", "", "; ".join(notes)))

@@ -176,6 +176,16 @@ class TestSound:
             (4, 5, [50]),
         ]
 
+    @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+    def test_streams_of_unequal_length_are_no_damage(self, tmp_path, suffix):
+        """Where only the shorter one is read, the file is not cut off."""
+        for name, frames, seconds in (("a", 80, 3), ("b", 30, 8)):
+            path = write_media(tmp_path / f"{name}{suffix}", flat_frames([50] * frames), sound=tone(seconds))
+            for views, with_sound in (((GREY,), False), ((), True), ((GREY,), True)):
+                notes = []
+                clips_of(path, views=views, with_sound=with_sound, notes=notes)
+                assert notes == []
+
     def test_without_its_sound_a_file_is_read_no_less(self, tmp_path):
         path = write_media(tmp_path / "a.mp4", flat_frames([50] * 20), sound=tone(2))
         assert clips_of(path, with_sound=False)[0].sound is None
