@@ -46,8 +46,11 @@ AUDIO_SUFFIXES = frozenset([".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"])
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES
 
-PLAYLISTS = frozenset({"hls", "concat", "dash", "imf", "sdp", "rtsp", "image2", "ffmetadata", "tty", "webvtt", "srt"})
-"""FFmpeg's names of formats that refer to other files, or that are text."""
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,asf,flv,ogg,gif,"
+    "mp3,wav,w64,flac,aac,aiff,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe"
+)
+"""FFmpeg's names of formats that are opened. Others refer to files and addresses of their own, or are text."""
 
 MOST_PIXELS = 8192 * 8192
 """Pixels of a larger picture take more memory than is promised here."""
@@ -212,7 +215,7 @@ def open_media(path: Path, notes: list[str], with_pictures: bool = True, with_so
         OSError: it cannot be read.
     """
     with ExitStack() as stack:
-        container = stack.enter_context(_open(path, stack))
+        container = _open(path, stack)
         stream = _video_stream(container)
         has_sound = bool(container.streams.audio)
         if stream is None and not has_sound:
@@ -220,7 +223,7 @@ def open_media(path: Path, notes: list[str], with_pictures: bool = True, with_so
         start = (container.start_time or 0) / 1e6
         sound = None
         if has_sound and (with_sound or stream is None):
-            sound = Sound(stack.enter_context(_open(path, stack)), start, notes)
+            sound = Sound(_open(path, stack), start, notes)
         yield Media(container, stream if with_pictures or sound is None else None, start, sound, notes)
 
 
@@ -234,14 +237,10 @@ def _open(path: Path, stack: ExitStack) -> Any:
     # FFmpeg reads a pattern into the name of an image, so images are handed over open.
     source = stack.enter_context(path.open("rb")) if path.suffix.lower() in IMAGE_SUFFIXES else str(path.absolute())
     try:
-        options = {"protocol_whitelist": "file"}
-        container = av.open(source, metadata_errors="replace", options=options)
+        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+        return stack.enter_context(av.open(source, metadata_errors="replace", options=options))
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(f"not a media file that can be read: {_reason(error)}") from error
-    if PLAYLISTS & set(container.format.name.split(",")):
-        container.close()
-        raise MediaError(f"not a media file: {container.format.long_name}")
-    return container
 
 
 def _video_stream(container: Any) -> Any:

@@ -1,5 +1,6 @@
 """Media files of every kind: times, rotation, sound; files that are damaged or are none."""
 
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -259,6 +260,19 @@ def test_files_that_cannot_be_read(tmp_path, damage):
     write(path, tmp_path)
     with pytest.raises(MediaError, match=message):
         clips_of(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.m3u8", "a.ts"])
+def test_no_address_is_opened(tmp_path, name):
+    """A playlist of addresses would make FFmpeg go there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        (tmp_path / name).write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{address}\n#EXT-X-ENDLIST\n")
+        with pytest.raises(MediaError, match="not a media file"):
+            clips_of(tmp_path / name)
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_a_missing_file(tmp_path):
