@@ -15,6 +15,7 @@ A file holds the features of one expert for many videos, in one of two layouts:
 | `.pt`, `.pth` | both, `{id: tensor}` or `{"video_id": ids, "features": tensor}` | the videos of a batch |
 | `.pkl`, `.pickle` | both, `{id: array}` as the CE authors publish; only NumPy arrays | the whole |
 | folder | `NAME/ID.npy`, one file a video | the videos of a batch |
+| `.lance` | what `extract` writes: a row a clip, a column an expert | the videos of a batch |
 
 A row is one vector (dim,) for a fixed expert, or tokens (N, dim). A video without a row is missing, and so is one whose
 row is empty or holds NaN. No file can run code.
@@ -34,13 +35,13 @@ from ..base.checks import check_unique, nearest, video_id
 from ..base.config import CEConfig, ExpertConfig
 from ..base.dependencies import extra
 from .expert_reader import ExpertFeatures, ExpertReader
-from .formats import FORMATS, Source, expert_names, is_note, open_source, readable_formats
+from .formats import FORMATS, LANCE, Source, expert_names, is_note, open_source, readable_formats
 from .id_overlap import check_files, check_request
 
 BATCH = 1024
 
 Files = Mapping[str, str | Path] | str | Path
-"""{expert: file}; or one file with the arrays of several experts; or a folder of files named after their experts."""
+"""{expert: file}; or one file with several experts (`.npz`, HDF5, `.lance`); or a folder of files named by experts."""
 
 VideoIds = Sequence[str] | Sequence[int] | np.ndarray
 """Ids of videos. Integers count as their decimal digits."""
@@ -161,7 +162,7 @@ def _find_files(files: Files) -> dict[str, Path]:
     if isinstance(files, Mapping):
         return {name: Path(path) for name, path in files.items()}
     path = Path(files)
-    if path.is_dir():
+    if path.is_dir() and path.suffix != LANCE:
         return _find_in_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"features: there is no file or folder {path}")
@@ -172,11 +173,13 @@ def _find_in_folder(folder: Path) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     unread = []
     for path in sorted(folder.iterdir()):
+        if is_note(path):
+            continue
         if path.is_dir() or (path.suffix in FORMATS and not path.stem.endswith(".ids")):
-            name = path.name if path.is_dir() else path.stem
-            if not is_note(path) and paths.setdefault(name, path) != path:
-                raise ValueError(f"{folder}: expected one file an expert, got {path.name} and {paths[name].name}")
-        elif not is_note(path) and not _belongs_to_npy(path):
+            for name in _names_in_folder(path):
+                if paths.setdefault(name, path) != path:
+                    raise ValueError(f"{folder}: expected one file an expert, got {path.name} and {paths[name].name}")
+        elif not _belongs_to_npy(path):
             unread.append(path.name)
     if unread:
         others = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
@@ -185,6 +188,13 @@ def _find_in_folder(folder: Path) -> dict[str, Path]:
             "expert, ids beside .npy, README or .md; move other files away"
         )
     return paths
+
+
+def _names_in_folder(path: Path) -> list[str]:
+    """The experts of one entry of a folder of features."""
+    if path.suffix == LANCE:
+        return expert_names(path)
+    return [path.name if path.is_dir() else path.stem]
 
 
 def _belongs_to_npy(path: Path) -> bool:

@@ -7,6 +7,8 @@ of features.py and its layouts in tests/features/test_formats.py complete it.
 from __future__ import annotations
 
 import csv
+import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -53,8 +55,11 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (ImportError, FileNotFoundError, FeatureFileError):
         raise
-    except Exception as error:
-        form = "a folder of ID.npy" if path.is_dir() else path.suffix
+    except BaseException as error:
+        # A panic of Lance's Rust code is no Exception, since its author did not expect it to be caught.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        form = "a folder of ID.npy" if path.is_dir() and path.suffix != LANCE else path.suffix
         raise FeatureFileError(f"{path}: cannot be read as {form}: {error}") from error
 
 
@@ -66,24 +71,26 @@ def open_source(path: Path, expert: str) -> AbstractContextManager[Source]:
         ValueError: the suffix is unknown, the file is damaged, or it has another layout.
         ImportError: the format's library is missing; the message names the extra that brings it.
     """
-    if path.is_dir():
+    if path.is_dir() and path.suffix != LANCE:
         return _open_folder(path, expert)
     if path.suffix not in FORMATS:
         raise FeatureFileError(f"{path}: expected {readable_formats()}; got the suffix {path.suffix!r}")
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such file of features")
     return FORMATS[path.suffix](path, expert)
 
 
 def expert_names(path: Path) -> list[str]:
-    """The experts of one file that holds several: its arrays beside ids, or its HDF5 groups.
+    """The experts of one file that holds several: its arrays beside ids, its HDF5 groups, or its columns.
 
     Raises:
         ValueError: the suffix is of no such format, or the arrays are of videos instead of experts.
     """
+    if path.suffix == LANCE:
+        return _lance_experts(path, _lance_dataset(path))
     if path.suffix not in _SEVERAL_EXPERTS:
         raise FeatureFileError(
-            f"{path}: expected a folder, or one .npz or .h5 with several experts; else pass {{expert: path}}"
+            f"{path}: expected a folder, or one .npz, .h5 or .lance with several experts; else pass {{expert: path}}"
         )
     with _SEVERAL_EXPERTS[path.suffix](path) as arrays:
         with reading(path):
@@ -103,8 +110,9 @@ def readable_formats() -> str:
 
 
 def is_note(path: Path) -> bool:
-    """True for what may lie beside features unread: hidden files, README and Markdown."""
-    return path.name.startswith(".") or path.name.upper().startswith("README") or path.suffix == ".md"
+    """True for what may lie beside features unread: hidden files, README, Markdown and the errors of `extract`."""
+    is_text = path.name.upper().startswith("README") or path.suffix == ".md" or path.name == "errors.csv"
+    return path.name.startswith(".") or is_text
 
 
 # --- the two layouts --------------------------------------------------------------------------------------
@@ -468,7 +476,62 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
+# --- Lance ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LanceRows:
+    """One column of a dataset that `extract` wrote. The rows that are asked for are held."""
+
+    path: Path
+    ids: tuple[str, ...]
+    dataset: Any
+    column: str
+
+    def rows(self, positions: np.ndarray) -> Sequence[ArrayLike]:
+        if not len(positions):
+            return []
+        with reading(self.path):
+            column = self.dataset.take(positions.tolist(), columns=[self.column])[self.column]
+            return [_lance_array(value.values) if value.is_valid else np.empty(0) for value in column]
+
+
+def _lance_array(values: Any) -> np.ndarray:
+    """A vector, or tokens of a fixed size."""
+    if hasattr(values.type, "list_size"):
+        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)
+    return values.to_numpy(zero_copy_only=False)
+
+
+@contextmanager
+def _open_lance(path: Path, expert: str) -> Iterator[Source]:
+    dataset = _lance_dataset(path)
+    experts = _lance_experts(path, dataset)
+    if expert not in experts:
+        raise FeatureFileError(f"{path}: expected an expert {expert!r}, got {', '.join(experts)}")
+    with reading(path):
+        ids = _to_ids(dataset.to_table(columns=["id"])["id"].to_pylist())
+    yield _LanceRows(path, ids, dataset, expert)
+
+
+def _lance_dataset(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lance = extra("lance", "extract-offline")
+    with reading(path):
+        return lance.dataset(str(path))
+
+
+def _lance_experts(path: Path, dataset: Any) -> list[str]:
+    with reading(path):
+        return list(json.loads(dataset.schema.metadata[LANCE_HEADER])["experts"])
+
+
 # ----------------------------------------------------------------------------------------------------------
+
+LANCE = ".lance"
+LANCE_HEADER = b"collaborative_experts.features"
+"""The key of what a dataset of `extract` says of itself (extract/dataset.py)."""
 
 FORMATS: Mapping[str, Callable[[Path, str], AbstractContextManager[Source]]] = {
     ".npz": _open_npz,
@@ -481,6 +544,7 @@ FORMATS: Mapping[str, Callable[[Path, str], AbstractContextManager[Source]]] = {
     ".pth": _open_torch,
     ".pkl": _open_pickle,
     ".pickle": _open_pickle,
+    LANCE: _open_lance,
 }
 
 _SEVERAL_EXPERTS: Mapping[str, Callable[[Path], AbstractContextManager[Any]]] = {

@@ -4,6 +4,7 @@ import copy
 import csv
 import pickle
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -215,9 +216,24 @@ def write_features(folder, layout, name, ids, rows):
         tensors = {video: torch.from_numpy(row) for video, row in by_video.items()}
         table = {"video_id": list(ids), name: torch.as_tensor(rows)} if layout in ("pt", "pth") else tensors
         torch.save(table, path)
+    elif layout == "lance":
+        write_lance(path, name, ids, rows)
     else:
         path.write_bytes(pickle.dumps(by_video, protocol=5 if layout == "pkl" else 2))
     return path
+
+
+def write_lance(path, name, ids, rows):
+    """A dataset of one expert as `extract` writes it. A row with NaN or without tokens is missing."""
+    pytest.importorskip("lance")
+    from collaborative_experts.features.extract.dataset import FeatureDataset, Making, Row
+    from collaborative_experts.features.extract.expert import Extracted
+
+    facts = {"dim": rows[0].shape[-1], "sequence": rows[0].ndim == 2, "reads_text": False, "has_labels": False}
+    dataset = FeatureDataset(path, Making({"by": "whole"}, "float32", {name: facts}))
+    for video, x in zip(ids, rows, strict=True):
+        output = Extracted(x) if len(x) and not np.isnan(x).any() else None
+        dataset.append([Row(video, video, 0.0, 1.0, True, {name: output})])
 
 
 def same_features(a, b):
@@ -240,3 +256,50 @@ def exact_scores(text, video):
             if available:
                 scores[t, v] = sum(weights[n] * cosine[n] for n in available) / sum(weights.values())
     return scores
+
+
+def write_media(path, frames=None, fps=10, sound=None, rate=16_000, times=None, codec=None, rotation=0, format=None):  # noqa: A002
+    """Write a media file of RGB frames (n, h, w, 3) uint8 and mono sound (n,) int16; returns its path.
+
+    Args:
+        times: seconds at which the frames are shown, for a variable frame rate.
+        codec: of the pictures, such as "ffv1" for a file without loss.
+    """
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format=format) as container:
+        video = audio = None
+        if frames is not None:
+            video = container.add_stream(codec or "libx264", rate=fps)
+            video.height, video.width = frames[0].shape[:2]
+            video.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+            video.time_base = Fraction(1, 1000)
+            video.codec_context.time_base = Fraction(1, 1000)
+            if rotation:
+                video.set_display_rotation(rotation)
+        if sound is not None:
+            audio = container.add_stream({".mkv": "flac", ".wav": "pcm_s16le"}.get(path.suffix, "aac"), rate=rate)
+            audio.layout = "mono"
+        for i, image in enumerate([] if frames is None else frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * (times[i] if times else i / fps)), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        if video is not None:
+            container.mux(video.encode(None))
+        if audio is not None:
+            for start in range(0, len(sound), rate):
+                part = sound[None, start : start + rate]
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format="s16", layout="mono")
+                frame.rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+    return path
+
+
+def tone(seconds, hz=440.0, rate=16_000, level=0.3):
+    """(n,) int16, a sine."""
+    return np.round(32767 * level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.int16)
+
+
+def flat_frames(levels, height=48, width=64):
+    """(n, h, w, 3) uint8, each frame of one grey level."""
+    return np.stack([np.full((height, width, 3), level, np.uint8) for level in levels])

@@ -34,13 +34,16 @@ LAYOUTS = (
     "pkl",
     "pickle",
     "folder",
+    "lance",
 )
 TABLES = ("npz", "npy", "npy, ids as npy", "h5", "h5, table in a group", "pt", "pth")
 """Layouts in which all videos have the same number of tokens."""
 
 
 def damageable(path):
-    """The file itself, or one of a folder's."""
+    """The file itself, or one of a folder's. Of a dataset it is the list of its files."""
+    if path.suffix == ".lance":
+        return min((path / "_versions").iterdir())  # the newest, by its name
     return path / f"{IDS[0]}.npy" if path.is_dir() else path
 
 
