@@ -1,8 +1,10 @@
-"""Training runs and weight files from the command line, without network.
+"""The commands: features of media files, training runs, weight files and indexes.
 
-python -m collaborative_experts train RUN.toml [--resume]
+python -m collaborative_experts extract FOLDER --to FEATURES.lance [--clips shots] [--preset offline|best]
+python -m collaborative_experts train RUN.toml [--resume | --overwrite]
 python -m collaborative_experts evaluate RUN.toml [--weights FILE]
 python -m collaborative_experts convert IN OUT.safetensors [--config CONFIG.json]
+python -m collaborative_experts convert videos.db videos.lance
 python -m collaborative_experts describe FILE [--config CONFIG.json]
 """
 
@@ -15,35 +17,44 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .apps import extract as extract_app
 from .apps.run_file import evaluate_run, table, train_run
 from .base.config import MSRVTT, CEConfig
 from .model.cenet import meta_model
 from .model.checkpoint import check_weights, read_config, read_notes, read_weights, write_weights
+from .retrieval.convert import convert_index
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; what is wrong with a file is one line."""
     parser = argparse.ArgumentParser(
         prog="python -m collaborative_experts",
-        description="Train and evaluate CE models; look into their weight files.",
+        description="Extract features, train and evaluate CE models, look into their weight files.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    train_parser = commands.add_parser("train", help="train as a run file says (its keys: see run.py)")
+    extract_app.add_arguments(commands.add_parser("extract", help="features of a folder of media files"))
+    train_parser = commands.add_parser("train", help="train as a run file says (its keys: see apps/run_file.py)")
     train_parser.add_argument("--resume", action="store_true", help="continue the interrupted run")
+    train_parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
     evaluate_parser = commands.add_parser("evaluate", help="figures on a run's test videos, and with experts left out")
     evaluate_parser.add_argument("--weights", type=Path, help="default: the run's best")
     for command in (train_parser, evaluate_parser):
         command.add_argument("run", type=Path, metavar="RUN.toml")
-    convert_parser = commands.add_parser("convert", help="rewrite a weights file as safetensors with its config inside")
+    convert_parser = commands.add_parser("convert", help="rewrite weights as safetensors, or an index .db as .lance")
     describe_parser = commands.add_parser("describe", help="what is in a weights file")
     for command in (convert_parser, describe_parser):
-        command.add_argument("source", type=Path, metavar="FILE", help=".pth, .pt or .safetensors")
+        command.add_argument("source", type=Path, metavar="FILE", help=".pth, .pt or .safetensors (convert: or .db)")
         command.add_argument("--config", type=Path, help="JSON; default: the one inside FILE, else the MSR-VTT model's")
-    convert_parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors")
+    convert_parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors (for .db: .lance)")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "extract":
+            return extract_app.run_command(options)
+        if options.command == "convert" and options.source.suffix == ".db":
+            print(f"{options.target}: {convert_index(options.source, options.target):,} videos")
+            return 0
         if options.command == "train":
-            result = train_run(options.run, options.resume)
+            result = train_run(options.run, options.resume, options.overwrite)
             if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that share a run, one reports
                 print(result.evaluation or f"trained {result.best_epoch} epochs")
                 print(f"best weights, of epoch {result.best_epoch}: {result.weights_path}")
@@ -63,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted" + ("; continue with --resume" if options.command == "train" else ""), file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

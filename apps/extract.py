@@ -9,7 +9,7 @@ from pathlib import Path
 from ..features.extract.clips import Clips
 from ..features.extract.expert import PRESETS, make_extractors
 from ..features.extract.run import Report, extract_features, find_media
-from ..training.captions import SentenceEncoder
+from ..training.encoder import SentenceEncoder
 
 EXIT_PROBLEMS = 3
 """The exit status of a run that came to its end and could not read everything."""

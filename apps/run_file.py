@@ -20,27 +20,27 @@ Paths are relative to the file's folder.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..base.checks import check_keys
-from ..base.config import CEConfig
 from ..base.files import replacing
 from ..features.features import read_features, read_ids
 from ..features.suggest import config_for
+from ..hub.device import resolve_device
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.evaluation import Evaluation, evaluate
 from ..training.captions import read_captions
 from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
-from ..training.loop import TrainingResult
-from ..training.run_folder import BEST, STATE
+from ..training.loop import TrainingResult, train
+from ..training.run_folder import BEST, STATE, delete_run
 from ..training.settings import TrainingConfig, combine
 
 TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
@@ -110,7 +110,7 @@ class Run:
         return cls(**content)
 
     def dataset(self, split: str | list[str]) -> CaptionedVideos:
-        """The videos of a split with their captions; token embeddings are kept in the run's folder."""
+        """The videos of a split with their captions; token embeddings are kept in the user's cache."""
         captions = read_captions(self.captions, split)
         wanted = captions.unique_ids()
         features = read_features(self.features, wanted)
@@ -120,9 +120,8 @@ class Run:
                 f"in {self.features} the ids are such as {read_ids(self.features)[:1]}"
             )
         encoder = SentenceEncoder(self.encoder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = TEXT | dict(self.model.get("text", {}))
-        return caption_videos(features, captions, encoder, self.folder, text["max_tokens"])
+        return caption_videos(features, captions, encoder, max_tokens=text["max_tokens"])
 
     def split_training(self) -> tuple[CaptionedVideos, CaptionedVideos | None]:
         """Training and validation videos."""
@@ -156,31 +155,37 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
         raise TypeError(f"{path}: model: text: max_tokens: expected a number, got {model['text']['max_tokens']!r}")
 
 
-def train_run(path: str | Path, resume: bool = False) -> TrainingResult:
-    """Train as the file says; `resume` continues an interrupted run of it.
+def train_run(path: str | Path, resume: bool = False, overwrite: bool = False) -> TrainingResult:
+    """Train as the file says.
+
+    Args:
+        resume: continue an interrupted run of the file.
+        overwrite: delete the run that is in the folder, once the data of the new one is read.
 
     Raises:
-        ValueError: the run's folder holds a run already, which is to be continued or to go elsewhere.
+        ValueError: the folder holds a run already, and neither is asked for; or both are.
         Also as `Run.read` and `op.train`.
     """
     run = Run.read(path)
     checkpoint = run.folder / STATE
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: there is no run to continue; train without --resume")
-    if checkpoint.is_file() and not resume:
-        raise ValueError(f"{run.folder}: holds a run already; continue it with --resume, or name another folder")
+    if resume and overwrite:
+        raise ValueError("expected --resume or --overwrite, got both")
+    if checkpoint.is_file() and not (resume or overwrite):
+        raise ValueError(
+            f"{run.folder}: holds a run already; continue it with --resume, or replace it with --overwrite"
+        )
     dataset, validation = run.split_training()
     model = MODEL | dict(run.model)
     text = TEXT | {"dim": int(dataset.tokens.shape[2])} | dict(model.pop("text", {}))
-    op = _untrained(config_for(dataset.features, text, **model))
-    return op.train(run.training, dataset, validation, checkpoint if resume else None)
-
-
-def _untrained(config: CEConfig) -> CollaborativeExperts:
-    """Without the warning that it is: it will not be for long."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*seeded initial parameters")
-        return CollaborativeExperts(config)
+    config = replace(config_for(dataset.features, text, **model), standardise=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that share a run, one reports
+        print(f"{dataset.features.summary()}\n\nmodel {json.dumps(config.to_dict())}\n", flush=True)
+    if overwrite:
+        delete_run(run.folder)
+    resumed = checkpoint if resume else None
+    return train(config, run.training, dataset, validation, resumed, device=resolve_device(None))
 
 
 def evaluate_run(path: str | Path, weights: str | Path | None = None) -> dict[str, Evaluation]:

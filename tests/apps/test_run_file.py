@@ -40,13 +40,17 @@ class Numbers:
         self.name = model or "numbers"
 
     def __call__(self, sentences):
-        return [np.array([[float(x) for x in word.split(",")] for word in text.split()]) for text in sentences]
+        return [np.array([self._digits(word) for word in text.split()], dtype=np.float32) for text in sentences]
+
+    def _digits(self, word):
+        return [float(x) for x in word.split(",")] if "," in word else [float(len(word))] * self.dim
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with features in two formats, captions of 48 training and 16 test videos, and a run file."""
     monkeypatch.setattr(run, "SentenceEncoder", Numbers)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = captioned(64, missing=0.2)
     files = tmp_path / "features"
     files.mkdir()
@@ -106,13 +110,34 @@ def test_resume_by_the_command(folder, capsys):
     path.write_text(RUN.replace("epochs = 12", "epochs = 3"))
     assert main(["train", str(path), "--resume"]) == 0
     assert len((folder / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
-    assert len(list((folder / "run").glob("tokens-*.npy"))) == 1  # embedded once
+    assert len(list((folder / "cache").rglob("tokens-*.npy"))) == 1  # embedded once
     capsys.readouterr()
     assert main(["train", str(path)]) == 1  # nothing is overwritten by mistake
-    assert "holds a run already; continue it with --resume, or name another folder" in capsys.readouterr().err
+    assert "holds a run already; continue it with --resume, or replace it with --overwrite" in capsys.readouterr().err
+    (folder / "run" / "notes.txt").write_text("mine")
+    assert main(["train", str(path), "--overwrite"]) == 0
+    assert len((folder / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
+    assert (folder / "run" / "notes.txt").read_text() == "mine"
+    assert main(["train", str(path), "--resume", "--overwrite"]) == 1
+    assert "expected --resume or --overwrite, got both" in capsys.readouterr().err
     (folder / "run" / "last.ckpt").unlink()
     assert main(["train", str(path), "--resume"]) == 1
     assert "last.ckpt: there is no run to continue; train without --resume" in capsys.readouterr().err
+
+
+def test_weights_know_their_encoder(folder):
+    """Sentences are embedded by the encoder of the training, and by no other."""
+    result = run.train_run(folder / "run.toml")
+    op = package.CollaborativeExperts(weights_path=result.weights_path, device="cpu")
+    sentence = "1,2,3,4,5,6,7,8,9,0 0,1,0,1,0,1,0,1,0,1"
+    expected = op.encode_text(Numbers()([sentence])[0])
+    found = op.encode_sentences(sentence, Numbers())
+    np.testing.assert_array_equal(found.embds["motion"], expected.embds["motion"])
+    other = type("Shifted", (Numbers,), {"_digits": lambda self, word: [1.0] * 10})()
+    with pytest.raises(ValueError, match="expected the token embeddings of numbers, got different ones"):
+        op.encode_sentences(sentence, other)
+    with pytest.raises(ValueError, match="the weights need numbers; pass encoder="):
+        package.CollaborativeExperts(weights_path=result.weights_path, device="cpu").encode_sentences(sentence)
 
 
 def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
@@ -164,7 +189,6 @@ def test_ids_that_nothing_has(folder, capsys):
         ("shared_dim = 32", 'text = {max_tokens = "x"}', "max_tokens: expected a number, got 'x'"),
         ("validation = 0.25", "train = []", "expected captions of split []"),
         ("validation = 0.25", "train = [1]", "run.toml: train: expected text, got [1]"),
-        ("batch_size = 8", "batch_size = 80", "expected at least batch_size 80 training videos, got 36"),
     ],
 )
 def test_what_is_wrong_with_a_run_is_one_line(folder, capsys, old, new, message):
@@ -175,6 +199,13 @@ def test_what_is_wrong_with_a_run_is_one_line(folder, capsys, old, new, message)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+def test_a_batch_larger_than_the_training_set_is_lowered(folder):
+    path = folder / "run.toml"
+    path.write_text(RUN.replace("batch_size = 8", "batch_size = 80").replace("epochs = 12", "epochs = 1"))
+    with pytest.warns(UserWarning, match="batch_size 80 is lowered to 36, as there are 36 training videos"):
+        assert run.train_run(path).best_epoch == 1
 
 
 def test_no_run_file(tmp_path, capsys):
