@@ -2,7 +2,7 @@
 # make test    run the tests
 # make train-demo  make a small corpus of videos, train on it, search it (about a minute); writes demo/
 # make install link this folder into your Towhee cache, where ops.video_text_embedding.collaborative_experts() finds it
-# make lint    ruff
+# make lint    ruff, and mypy on base/, features/ and retrieval/
 # make bench   speed and memory beside towhee.models' CENet, scores, the index (half an hour; on a quiet machine)
 # make image   take img.png anew (needs chromium)
 
@@ -25,6 +25,7 @@ train-demo: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	MYPYPATH=$(VENV)/src $(BIN)/mypy
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/speed.py

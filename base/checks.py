@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,5 @@ def video_id(value: object) -> str:
 def check_unique(ids: Sequence[str], where: str) -> None:
     """Raise ValueError where an id stands twice, naming it."""
     if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(video for video in ids if video in seen or seen.add(video))
+        twice = Counter(ids).most_common(1)[0][0]
         raise ValueError(f"{where}: expected each video once, got {twice!r} twice")

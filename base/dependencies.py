@@ -18,7 +18,10 @@ def check_dependencies(requirements: Path = REQUIREMENTS) -> None:
     """Raise ImportError unless every line of `requirements` (`name`, `name>=1.2` or `name<1.2`) is met."""
     problems = []
     for line in requirements.read_text(encoding="utf-8").split():
-        name, relation, limit = re.fullmatch(r"([\w.-]+?)(?:(>=|<)([\d.]+))?", line).groups()
+        match = re.fullmatch(r"([\w.-]+?)(?:(>=|<)([\d.]+))?", line)
+        if match is None:
+            raise ValueError(f"{requirements}: expected lines such as name, name>=1.2 or name<1.2, got {line!r}")
+        name, relation, limit = match.groups()
         try:
             found = version(name)
         except PackageNotFoundError:
@@ -44,4 +47,4 @@ def extra(module: str, name: str) -> ModuleType:
 
 def _release(text: str) -> tuple[int, ...]:
     """'2.13.0+cpu' -> (2, 13, 0)"""
-    return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", text)[0].split("."))
+    return tuple(int(part) for part in re.findall(r"^\d+(?:\.\d+)*", text)[0].split("."))

@@ -130,7 +130,7 @@ def test_weights_know_their_encoder(folder):
     result = run.train_run(folder / "run.toml")
     op = package.CollaborativeExperts(weights_path=result.weights_path, device="cpu")
     sentence = "1,2,3,4,5,6,7,8,9,0 0,1,0,1,0,1,0,1,0,1"
-    expected = op.encode_text(Numbers()([sentence])[0])
+    expected = op.encode_text(Numbers()([sentence]))[0]  # a list, which is padded as in training
     found = op.encode_sentences(sentence, Numbers())
     np.testing.assert_array_equal(found.embds["motion"], expected.embds["motion"])
     other = type("Shifted", (Numbers,), {"_digits": lambda self, word: [1.0] * 10})()
