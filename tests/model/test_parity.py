@@ -164,9 +164,9 @@ def test_more_than_ten_experts_and_one():
     for count in (1, 12):
         config = {"experts": {f"e{i}": 3 + i for i in range(count)}, "text": {"dim": 8, "clusters": 2}, "shared_dim": 4}
         config["use_ce"] = "" if count == 1 else "pairwise"
+        op = CollaborativeExperts(config, device="cpu")
         with pytest.warns(UserWarning, match="initial parameters"):
-            op = CollaborativeExperts(config, device="cpu")
-        text = op.encode_text(np.ones((3, 5, 8)))
+            text = op.encode_text(np.ones((3, 5, 8)))
         video = op.encode_video({f"e{i}": np.ones((2, 3 + i)) for i in range(count)})
         assert similarity(text, video).shape == (3, 2)
         assert np.allclose(text.weights.sum(1), 1)

