@@ -3,6 +3,8 @@
 python -m collaborative_experts extract FOLDER --to FEATURES.lance [--clips shots] [--preset offline|best]
 python -m collaborative_experts train RUN.toml [--resume | --overwrite]
 python -m collaborative_experts evaluate RUN.toml [--weights FILE]
+python -m collaborative_experts embed FEATURES --weights FILE --to videos.lance
+python -m collaborative_experts search videos.lance "a sentence" ... --weights FILE [-k 10] [--where SQL] [--json]
 python -m collaborative_experts convert IN OUT.safetensors [--config CONFIG.json]
 python -m collaborative_experts convert videos.db videos.lance
 python -m collaborative_experts describe FILE [--config CONFIG.json]
@@ -17,22 +19,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .apps import extract as extract_app
+from .apps import embed, extract, search
 from .apps.run_file import evaluate_run, table, train_run
 from .base.config import MSRVTT, CEConfig
 from .model.cenet import meta_model
 from .model.checkpoint import check_weights, read_config, read_notes, read_weights, write_weights
 from .retrieval.convert import convert_index
 
+VERBS = {
+    "extract": (extract, "features of a folder of media files"),
+    "embed": (embed, "features to an index, by a trained model"),
+    "search": (search, "the videos of an index that sentences describe"),
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; what is wrong with a file is one line."""
     parser = argparse.ArgumentParser(
         prog="python -m collaborative_experts",
-        description="Extract features, train and evaluate CE models, look into their weight files.",
+        description="From media files to features, a trained model, an index, and answers.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    extract_app.add_arguments(commands.add_parser("extract", help="features of a folder of media files"))
+    for verb, (module, help_text) in VERBS.items():
+        module.add_arguments(commands.add_parser(verb, help=help_text))
     train_parser = commands.add_parser("train", help="train as a run file says (its keys: see apps/run_file.py)")
     train_parser.add_argument("--resume", action="store_true", help="continue the interrupted run")
     train_parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
@@ -48,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     convert_parser.add_argument("target", type=Path, metavar="OUT", help=".safetensors (for .db: .lance)")
     options = parser.parse_args(arguments)
     try:
-        if options.command == "extract":
-            return extract_app.run_command(options)
+        if options.command in VERBS:
+            return VERBS[options.command][0].run_command(options)
         if options.command == "convert" and options.source.suffix == ".db":
             print(f"{options.target}: {convert_index(options.source, options.target):,} videos")
             return 0

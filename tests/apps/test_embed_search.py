@@ -1,0 +1,98 @@
+"""The commands `embed` and `search`: from files of features to answers."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lance")
+
+from collaborative_experts import CollaborativeExperts, VideoIndex, iter_features, read_features
+from collaborative_experts.__main__ import main
+from collaborative_experts.apps.embed import embed
+from collaborative_experts.training.encoder import identify
+from helpers import write_lance
+
+CONFIG = {"experts": {"motion": 12}, "text": {"dim": 6, "clusters": 1}, "use_ce": "", "shared_dim": 8}
+
+
+class Letters:
+    """An encoder whose tokens are six numbers of a word's letters."""
+
+    name, dim = "letters", 6
+
+    def __init__(self, model=None):
+        self.model = model
+
+    def __call__(self, sentences):
+        return [np.array([self._numbers(word) for word in text.split()], np.float32) for text in sentences]
+
+    def _numbers(self, word):
+        return [sum(map(ord, word)) % (7 + i) - 3 for i in range(self.dim)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Weights that name their encoder, and features as `extract` writes them; the fourth video has none."""
+    monkeypatch.setattr("collaborative_experts.training.encoder.SentenceEncoder", Letters)
+    op = CollaborativeExperts(CONFIG, device="cpu")
+    op._notes = {"encoder": identify(Letters()).to_dict() | {"model": "letters"}}
+    op.save(tmp_path / "w.safetensors")
+    rows = list(np.random.default_rng(0).standard_normal((30, 12)).astype(np.float32))
+    rows[3] = np.full(12, np.nan, np.float32)
+    write_lance(tmp_path / "features.lance", "motion", [f"v{i:02}" for i in range(30)], rows)
+    return tmp_path
+
+
+def test_embed_then_search(folder, capsys):
+    weights, store = str(folder / "w.safetensors"), str(folder / "videos.lance")
+    for _ in range(2):  # the second time replaces
+        assert main(["embed", str(folder / "features.lance"), "--weights", weights, "--to", store]) == 0
+        assert "29 videos of" in capsys.readouterr().out
+    op = CollaborativeExperts(weights_path=weights, device="cpu")
+    features = read_features(folder / "features.lance")
+    with VideoIndex(store, operator=op) as index:
+        assert len(index) == 29
+        row = index.to_arrow().to_pylist()[0]
+        assert (row["uri"], row["start_s"], row["end_s"]) == (row["id"], 0.0, 1.0)
+        expected = index.search(["a dog", "two cats"], k=5)
+    assert features.ids[3] not in expected.ids
+    assert main(["search", store, "a dog", "two cats", "--weights", weights, "-k", "5", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [[video["id"] for video in answer] for answer in answers] == expected.ids.tolist()
+    assert main(["search", store, "a dog", "--weights", weights, "-k", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("> a dog\n")
+    assert expected.ids[0, 0] in printed
+    assert main(["search", store, "--like", "v05", "-k", "3", "--where", "id < 'v10'", "--json"]) == 0
+    [alike] = json.loads(capsys.readouterr().out)
+    assert len(alike) == 3
+    assert all(video["id"] < "v10" and video["id"] != "v05" for video in alike)
+
+
+def test_batches_are_one_index(folder, monkeypatch):
+    monkeypatch.setattr("collaborative_experts.apps.embed.iter_features", partial(iter_features, batch_size=7))
+    assert embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance") == 29
+    with VideoIndex(folder / "videos.lance") as index:
+        assert len(index) == 29
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "no.lance", "a dog"], "expected --weights FILE, the weights that the index was made with"),
+        (["search", "no.lance"], "expected sentences, or --like ID"),
+        (["search", "no.lance", "a dog", "--like", "v1"], "expected sentences, or --like ID"),
+        (["search", "no.lance", "a dog", "--weights", "no.safetensors"], "no.safetensors"),
+        (["embed", "no.lance", "--weights", "w.safetensors", "--to", "videos.lance"], "features: there is no file"),
+        (["embed", "features.lance", "--weights", "no.safetensors", "--to", "videos.lance"], "no.safetensors"),
+    ],
+)
+def test_errors_are_one_line(folder, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (folder / "videos.lance").exists()
