@@ -12,6 +12,17 @@ from helpers import SMALL, cenet
 ROOT = Path(__file__).resolve().parents[1]
 
 
+class PlainFolders:
+    """Folders are not imported as packages: the root is one, and a clone's name may have dashes."""
+
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(PlainFolders())
+
+
 @pytest.fixture(scope="session")
 def root():
     return ROOT

@@ -1,0 +1,142 @@
+"""The package imports from inside its folder, from a wheel, and through Towhee's hub loader, under its one name."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from zipfile import ZipFile
+
+import pytest
+
+ROOMS = ("base", "model", "features", "features/extract", "retrieval", "training", "hub", "apps")
+DATA = (
+    "py.typed",
+    "requirements.txt",
+    "weights/fetch.py",
+    "weights/models.toml",
+    "features/extract/imagenet_labels.txt",
+)
+
+
+@pytest.fixture(scope="module")
+def clone(root, tmp_path_factory):
+    """The tracked files in a folder whose name is no name of a package."""
+    folder = tmp_path_factory.mktemp("clone") / "some-folder-with-dashes"
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in filter(None, listed):
+        if (root / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name)
+    return folder
+
+
+def run_python(folder, *arguments, path=""):
+    """Run Python in a folder, without the installed package: PYTHONPATH comes before it."""
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import collaborative_experts as x",
+        "import collaborative_experts; from collaborative_experts.retrieval import similarity as x",
+        "from collaborative_experts.hub import operator as x",
+        "from collaborative_experts import CaptionedVideos; import sys; x = sys.modules[CaptionedVideos.__module__]",
+    ],
+)
+def test_import_inside_the_folder(clone, statement):
+    assert run_python(clone, "-c", f"{statement}; print(x.__file__)").startswith(str(clone))
+
+
+def test_commands_inside_the_folder(clone):
+    assert "extract" in run_python(clone, "-m", "collaborative_experts", "--help")
+
+
+def test_training_is_imported_when_it_is_used(clone):
+    code = "import sys, collaborative_experts as ce; print('collaborative_experts.training.loop' in sys.modules)"
+    assert run_python(clone, "-c", code) == "False"
+
+
+SPAWN = """
+    import multiprocessing, pickle, warnings
+    import numpy as np
+    warnings.simplefilter("ignore")
+    import collaborative_experts as ce
+
+    CONFIG = {"experts": {"motion": 3}, "text": {"dim": 4, "clusters": 1}, "use_ce": "", "shared_dim": 4}
+
+    def embed(op):
+        return op.encode_video({"motion": np.ones((1, 3))}).embds["motion"]
+
+    if __name__ == "__main__":
+        op = ce.CollaborativeExperts(CONFIG, device="cpu")
+        assert np.array_equal(embed(pickle.loads(pickle.dumps(op))), embed(op))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert np.array_equal(pool.apply(embed, (op,)), embed(op))
+        print("same")
+"""
+
+
+def test_pickle_and_spawn_inside_the_folder(clone):
+    script = clone / "spawned.py"
+    script.write_text(textwrap.dedent(SPAWN))
+    try:
+        assert run_python(clone, script.name) == "same"
+    finally:
+        script.unlink()
+
+
+def test_pytest_inside_the_folder(clone):
+    assert "passed" in run_python(clone, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/base/test_config.py")
+
+
+@pytest.fixture(scope="module")
+def wheel(clone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, clone]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_room_and_data_file(clone, wheel):
+    held = set(ZipFile(wheel).namelist())
+    modules = [path for room in ROOMS for path in (clone / room).glob("*.py")] + list(clone.glob("*.py"))
+    assert len(modules) > 60
+    assert {f"collaborative_experts/{path.relative_to(clone)}" for path in modules} <= held
+    assert {f"collaborative_experts/{name}" for name in DATA} <= held
+    assert not any("/tests/" in name for name in held)
+
+
+def test_the_wheel_imports_anywhere(wheel, tmp_path):
+    ZipFile(wheel).extractall(tmp_path / "site")
+    where = run_python(tmp_path, "-c", "import collaborative_experts as x; print(x.__file__)", path=tmp_path / "site")
+    assert where.startswith(str(tmp_path / "site"))
+    assert "train" in run_python(tmp_path, "-m", "collaborative_experts", "--help", path=tmp_path / "site")
+
+
+def test_towhees_loader_from_a_path_with_dashes(clone, tmp_path):
+    cache = tmp_path / "operators/video-text-embedding/collaborative-experts/versions/main"
+    cache.parent.mkdir(parents=True)
+    cache.symlink_to(clone)
+    code = textwrap.dedent("""
+        import sys
+        from towhee import ops
+        op = ops.video_text_embedding.collaborative_experts(
+            {"experts": {"motion": 3}, "text": {"dim": 4, "clusters": 1}, "use_ce": "", "shared_dim": 4}, device="cpu"
+        )
+        import numpy as np
+        text, video = op({"motion": np.ones((1, 3))}, None, np.ones((1, 1, 2, 4)))
+        print(video["motion"].shape, "collaborative_experts" in sys.modules)
+    """)
+    environment = os.environ | {"TOWHEE_HOME": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1, 4) False", done.stderr
