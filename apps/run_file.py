@@ -218,5 +218,19 @@ def ablate(op: CollaborativeExperts, dataset: CaptionedVideos) -> dict[str, Eval
 
 
 def table(found: Mapping[str, Evaluation]) -> str:
-    """Figures of several evaluations, one above the other."""
-    return "\n\n".join(f"{name}\n{result}" for name, result in found.items())
+    """Figures of several evaluations, a row each: recalls in percent and median ranks, in both directions."""
+    width = max(map(len, found))
+    head = "   R@1    R@5   R@10    MdR"
+    lines = [f"{'':{width}}  {'text to video':^{len(head)}}   {'video to text':^{len(head)}}".rstrip()]
+    lines.append(f"{'':{width}}  {head}   {head}")
+    for name, result in found.items():
+        figures = "   ".join(
+            f"{m.r1:6.1f} {m.r5:6.1f} {m.r10:6.1f} {m.median_rank:6.1f}"
+            for m in (result.text_to_video, result.video_to_text)
+        )
+        lines.append(f"{name:{width}}  {figures}")
+    queries = next(iter(found.values()))
+    lines.append(
+        f"{queries.text_to_video.queries:,} captions, {queries.video_to_text.queries:,} videos; recalls in percent"
+    )
+    return "\n".join(lines)

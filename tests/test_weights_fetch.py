@@ -679,19 +679,33 @@ def test_no_way_out_of_https():
 
 def test_the_list_of_models(run):
     models = fetch.read_models()
-    assert len(models) == 12
+    assert len(models) == 69
+    assert len({model.url for model in models.values()}) == 69
     default = next(iter(models.values()))
     assert f"{default.name}.safetensors" == DEFAULT_WEIGHTS
     for model in models.values():
         assert model.url.startswith("https://")
-        assert model.folder.split("/")[0] == model.name
+        assert model.folder.split("/")[0] == model.name.removeprefix("teachtext-")
+        assert ("/teachtext/" in model.url) == model.name.startswith("teachtext-")
         assert set(model.t2v) == {"r1", "r5", "r10", "mdr"}
     status, printed, said = run("--list")
     assert (status, said) == (0, "")
     lines = printed.splitlines()
     assert lines[0].split() == ["name", "dataset", "method", "experts", "parameters", "R@1", "R@5", "R@10", "MdR"]
     assert re.fullmatch(r"msrvtt-train-full-ce +MSR-VTT full +CE .* 183.45M +10.0 +29.0 +41.2 +16.0", lines[1])
-    assert len({len(line) for line in lines[1:13]}) == 1
+    assert len({len(line) for line in lines[1:70]}) == 1
+
+
+def test_the_list_is_filtered(run):
+    status, printed, _ = run("--list", "QuerYD ")
+    assert status == 0
+    assert {line.split()[0] for line in printed.splitlines() if line.startswith("queryd")} == {
+        name for name in fetch.read_models() if name.startswith("queryd-")
+    }
+    assert "msrvtt" not in printed
+    status, _, said = run("--list", "dogs")
+    assert status == 1
+    assert "no model of models.toml has 'dogs' in its name, dataset, method or experts" in said
 
 
 def test_the_list_needs_neither_towhee_nor_torch():

@@ -1,7 +1,7 @@
 """Get a published Collaborative Experts model and convert it for the operator.
 
     python weights/fetch.py                  the default model, into this folder
-    python weights/fetch.py --list           the models that models.toml knows
+    python weights/fetch.py --list [WORD]    the models that models.toml knows (with this word)
     python weights/fetch.py NAME             another one of them
     python weights/fetch.py --url URL        any folder on the web with a config.json and a trained_model.pth
     python weights/fetch.py --to FOLDER      into another folder
@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None, patience: Patience = PATIENCE) -> int:
     arguments = parse(argv)
     try:
         models = read_models()
-        if arguments.list:
-            print(table(models))
+        if arguments.list is not None:
+            print(table(matching(models, arguments.list)))
             return 0
         model = model_at(arguments.url, models) if arguments.url else named(arguments.name, models)
         fetch(model, arguments.to, arguments.force, patience)
@@ -122,7 +122,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("name", nargs="?", metavar="NAME", help="a model of --list; left out, the default one")
     source.add_argument("--url", help=f"a folder that holds {CONFIG} and {CHECKPOINT}, or the latter itself")
-    source.add_argument("--list", action="store_true", help="show the published models and leave")
+    source.add_argument(
+        "--list", nargs="?", const="", metavar="WORD", help="show the published models (with this word)"
+    )
     parser.add_argument("--to", type=Path, default=HERE, metavar="FOLDER", help="where it goes; left out, %(default)s")
     parser.add_argument("--force", action="store_true", help="fetch it even if it is already there")
     return parser.parse_args(argv)
@@ -180,8 +182,23 @@ class Model:
 def read_models() -> dict[str, Model]:
     """The models of the list by name, the default one first."""
     content = tomllib.loads(MODELS.read_text(encoding="utf-8"))
-    models = {entry["name"]: Model(url=content["base"] + entry["folder"], **entry) for entry in content["models"]}
+    models = {}
+    for entry in content["models"]:
+        base = content[entry.pop("collection", "base")]
+        models[entry["name"]] = Model(url=base + entry["folder"], **entry)
     return {content["default"]: models[content["default"]], **models}
+
+
+def matching(models: Mapping[str, Model], word: str) -> dict[str, Model]:
+    """The models that have this word, in any case, in their name, dataset, method or experts."""
+    kept = {
+        name: model
+        for name, model in models.items()
+        if word.lower() in f"{name} {model.dataset} {model.split} {model.method} {model.experts}".lower()
+    }
+    if not kept:
+        raise FetchError(f"--list: no model of models.toml has {word!r} in its name, dataset, method or experts")
+    return kept
 
 
 def named(name: str | None, models: Mapping[str, Model]) -> Model:

@@ -75,12 +75,17 @@ def test_train_and_evaluate(folder, capsys):
     assert main(["evaluate", str(folder / "run.toml")]) == 0
     printed = capsys.readouterr().out
     names = ["all experts", "only motion", "only sound", "without motion", "without sound"]
-    assert [line for line in printed.splitlines() if line in names] == names
+    rows = printed.splitlines()[2:-1]
+    assert [row[: max(map(len, names))].rstrip() for row in rows] == names
+    assert printed.splitlines()[-1] == "32 captions, 16 videos; recalls in percent"
     written = json.loads((folder / "run" / "evaluation.json").read_text())
     assert list(written) == names
     assert written["all experts"]["text_to_video"]["queries"] == 32
     assert written["all experts"]["text_to_video"]["r5"] > 60
     assert written["without motion"] == written["only sound"]
+    for row, figures in zip(rows, written.values(), strict=True):
+        expected = [figures[way][key] for way in figures for key in ("r1", "r5", "r10", "median_rank")]
+        assert [float(x) for x in row.split()[-8:]] == pytest.approx(expected, abs=0.051)
     assert written["all experts"]["text_to_video"]["r1"] >= written["only motion"]["text_to_video"]["r1"]
 
 
