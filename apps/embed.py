@@ -9,11 +9,9 @@ import numpy as np
 
 from ..base.dependencies import extra
 from ..features.features import Files, iter_features
+from ..features.formats import LANCE
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.index import VideoIndex
-
-EXTRACTED = ".lance"
-"""The suffix of what `extract` writes, which says where each clip is in its media file."""
 
 Clip = tuple[str, tuple[float, float]]
 """A media file, and the first and last second of a clip in it."""
@@ -47,7 +45,7 @@ def embed(features: Files, weights: str | Path, to: str | Path, device: str | No
 
 def _read_clips(features: Files) -> dict[str, Clip]:
     """{id: its clip} of a dataset of `extract`. Other files know no clips; a missing one is told of by its reader."""
-    if not isinstance(features, str | Path) or Path(features).suffix != EXTRACTED or not Path(features).exists():
+    if not isinstance(features, str | Path) or Path(features).suffix != LANCE or not Path(features).exists():
         return {}
     dataset = extra("lance", "index").dataset(str(features))
     rows = dataset.to_table(columns=["id", "uri", "start_s", "end_s"]).to_pylist()

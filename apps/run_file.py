@@ -193,6 +193,7 @@ def evaluate_run(path: str | Path, weights: str | Path | None = None) -> dict[st
     run = Run.read(path)
     op = CollaborativeExperts(weights_path=weights or run.folder / BEST)
     found = ablate(op, run.dataset(run.test))
+    run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
     with replacing(run.folder / "evaluation.json") as temporary:
         temporary.write_text(json.dumps({name: result.to_dict() for name, result in found.items()}, indent=2))
     return found

@@ -21,6 +21,7 @@ from collaborative_experts import (
     TextEmbeddings,
     VideoEmbeddings,
 )
+from collaborative_experts.retrieval.similarity import similarity
 
 SMALL = CEConfig(
     experts=(
@@ -303,3 +304,15 @@ def tone(seconds, hz=440.0, rate=16_000, level=0.3):
 def flat_frames(levels, height=48, width=64):
     """(n, h, w, 3) uint8, each frame of one grey level."""
     return np.stack([np.full((height, width, 3), level, np.uint8) for level in levels])
+
+
+def check_answers(index, text, video, names, k):
+    """The result is what comparing with every video and sorting gives."""
+    scores = similarity(text, video)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    found = index.search(text, k)
+    assert found.ids.tolist() == names[order].tolist()
+    assert np.abs(found.scores - np.take_along_axis(scores, order, axis=1)).max(initial=0) < 1e-6
+    assert np.abs(found.shares.sum(2) - found.scores).max(initial=0) < 1e-6
+    assert found.exact
+    return found

@@ -74,6 +74,9 @@ def test_train_and_evaluate(folder, capsys):
     assert f"{folder / 'run' / 'best.safetensors'}" in printed
     assert main(["evaluate", str(folder / "run.toml")]) == 0
     printed = capsys.readouterr().out
+    (folder / "run").rename(folder / "moved")  # the weights are all that is needed
+    assert main(["evaluate", str(folder / "run.toml"), "--weights", str(folder / "moved" / "best.safetensors")]) == 0
+    assert capsys.readouterr().out == printed
     names = ["all experts", "only motion", "only sound", "without motion", "without sound"]
     rows = printed.splitlines()[2:-1]
     assert [row[: max(map(len, names))].rstrip() for row in rows] == names

@@ -24,7 +24,7 @@ from collaborative_experts import (
     similarity,
 )
 from collaborative_experts.retrieval import index as module
-from helpers import random_embeddings, random_inputs
+from helpers import check_answers, random_embeddings, random_inputs
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 
@@ -49,17 +49,6 @@ def filled(path):
         yield index, text, video
 
 
-def check(index, text, video, names, k):
-    """The result is what comparing with every video and sorting gives."""
-    scores = similarity(text, video)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    found = index.search(text, k)
-    assert found.ids.tolist() == names[order].tolist()
-    assert np.abs(found.scores - np.take_along_axis(scores, order, axis=1)).max(initial=0) < 1e-6
-    assert np.abs(found.shares.sum(2) - found.scores).max(initial=0) < 1e-6
-    return found
-
-
 @pytest.mark.parametrize("missing", [0, 0.2, 0.4, 0.9])
 @pytest.mark.parametrize(("experts", "dim"), [(1, 8), (2, 5), (5, 16)])
 def test_exact_as_brute_force(path, missing, experts, dim):
@@ -68,7 +57,7 @@ def test_exact_as_brute_force(path, missing, experts, dim):
         with VideoIndex(path.with_name(f"seed{seed}.lance")) as index:
             index.add(NAMES, video)
             for k in (1, 7, 60, 100):
-                found = check(index, text, video, NAMES, k)
+                found = check_answers(index, text, video, NAMES, k)
                 assert found.ids.shape == (4, min(k, 60))
 
 
@@ -91,7 +80,7 @@ def test_one_text_has_no_axis(filled):
 def test_more_texts_than_are_asked_at_once_and_none(filled, monkeypatch):
     index, text, video = filled
     monkeypatch.setattr(module, "TEXTS", 2)
-    check(index, text, video, NAMES, 60)
+    check_answers(index, text, video, NAMES, 60)
     assert index.search(text[:0], 3).ids.shape[0] == 0
 
 
@@ -117,7 +106,7 @@ def test_more_equal_scores_than_are_asked_for_at_first(path):
     with VideoIndex(path) as index:
         index.add(names[order], video[order])
         for k in (1, 3, 10, 200):
-            check(index, text, video, names, k)
+            check_answers(index, text, video, names, k)
 
 
 def test_texts_of_tiny_weights(path):
@@ -128,7 +117,7 @@ def test_texts_of_tiny_weights(path):
     video.available[::2, 1] = True
     with VideoIndex(path) as index:
         index.add(NAMES, video)
-        check(index, text, video, NAMES, 10)
+        check_answers(index, text, video, NAMES, 10)
 
 
 def test_two_indexes_of_one_store_see_each_others_videos(path):
@@ -141,7 +130,7 @@ def test_two_indexes_of_one_store_see_each_others_videos(path):
         second.add(NAMES[30:], video[30:])
         assert len(first) == len(second) == 60
         for index in (first, second):
-            check(index, text, video, NAMES, 5)
+            check_answers(index, text, video, NAMES, 5)
 
 
 def test_torch_embeddings_and_integer_ids(path):
@@ -157,7 +146,7 @@ def test_adding_again_changes_nothing_and_other_embeddings_replace(filled):
     index, text, video = filled
     index.add(NAMES[:20], video[:20])
     assert len(index) == 60
-    check(index, text, video, NAMES, 60)
+    check_answers(index, text, video, NAMES, 60)
     other = some(seed=5)[1]
     index.add(NAMES[10:30], other[10:30])
     mixed = VideoEmbeddings(
@@ -165,7 +154,7 @@ def test_adding_again_changes_nothing_and_other_embeddings_replace(filled):
         np.concatenate([video.available[:10], other.available[10:30], video.available[30:]]),
     )
     assert len(index) == 60
-    check(index, text, mixed, NAMES, 60)
+    check_answers(index, text, mixed, NAMES, 60)
 
 
 def test_delete_and_restrict(filled):
@@ -178,7 +167,7 @@ def test_delete_and_restrict(filled):
     assert index.search(text, 5, ids=["a stranger"]).ids.shape == (5, 0)
     index.delete([*NAMES[:30], "a stranger"])
     assert len(index) == 30
-    check(index, text, video[30:], NAMES[30:], 40)
+    check_answers(index, text, video[30:], NAMES[30:], 40)
     index.delete(NAMES)
     assert len(index) == 0
     assert index.search(text, 5).ids.shape == (5, 0)
@@ -197,7 +186,7 @@ def test_close_reopen_ask_again(path):
     with VideoIndex(path) as again:
         assert len(again) == 60
         assert again.experts == video.experts
-        check(again, text, video, NAMES, 20)
+        check_answers(again, text, video, NAMES, 20)
 
 
 def test_only_embeddings_of_the_same_model(path, small_op):
@@ -259,7 +248,7 @@ def test_what_is_not_added(filled, case):
     with pytest.raises(error, match=message):
         index.add(ids, broken(change))
     assert len(index) == 60
-    check(index, text, video, NAMES, 10)
+    check_answers(index, text, video, NAMES, 10)
 
 
 def test_what_is_not_searched(filled, path):
@@ -334,7 +323,7 @@ def test_a_missing_library_names_its_extra(path, monkeypatch):
 HERE = Path(__file__).parent
 HEAD = (
     f"import sys, itertools\nsys.path += {[str(HERE.parent), str(HERE)]!r}\n"
-    "from test_index import NAMES, some, VideoIndex, check\ntext, video = some()\n"
+    "from test_index import NAMES, some, VideoIndex, check_answers\ntext, video = some()\n"
 )
 
 
@@ -343,7 +332,7 @@ def test_ids_of_any_characters(path):
     text, video = some(videos=len(names))
     with VideoIndex(path) as index:
         index.add(names, video)
-        check(index, text, video, names, 6)
+        check_answers(index, text, video, names, 6)
         index.delete(names[:5])
         assert len(index) == 1
 
@@ -368,12 +357,12 @@ def test_exact_after_many_changes(path):
             gone = rng.permutation([f"{seed} {name}" for name in NAMES])
             for part in np.array_split(gone, 4):
                 other.delete(part.tolist())
-            check(index, text, video, NAMES, 60)
+            check_answers(index, text, video, NAMES, 60)
             if seed == 3:
                 report = other.optimise()
                 assert report.rows == 60
                 assert report.files[1] == 1 <= report.files[0]
-            check(other, text, video, NAMES, 60)
+            check_answers(other, text, video, NAMES, 60)
 
 
 def test_pieces_of_any_size(path, monkeypatch):
@@ -386,11 +375,11 @@ def test_pieces_of_any_size(path, monkeypatch):
         for rows in (slice(0, 3), slice(3, 20), slice(20, 60)):
             index.add(NAMES[rows], video[rows])
             for k in (1, 5, 70):
-                check(index, text, video[: rows.stop], NAMES[: rows.stop], k)
-                check(streaming, text, video[: rows.stop], NAMES[: rows.stop], k)
+                check_answers(index, text, video[: rows.stop], NAMES[: rows.stop], k)
+                check_answers(streaming, text, video[: rows.stop], NAMES[: rows.stop], k)
         index.delete(NAMES[:9])
-        check(index, text, video[9:], NAMES[9:], 60)
-        check(streaming, text, video[9:], NAMES[9:], 60)
+        check_answers(index, text, video[9:], NAMES[9:], 60)
+        check_answers(streaming, text, video[9:], NAMES[9:], 60)
         assert len(index._backend._codes.snapshot().pieces) >= 3
         assert streaming._backend._codes.snapshot().streamed
 
@@ -402,7 +391,7 @@ def test_small_files_are_joined_while_adding(path, monkeypatch):
         for row, name in enumerate(NAMES):
             index.add(name, video[row])
         assert len(index._backend._codes.snapshot().fragments) < 6
-        check(index, text, video, NAMES, 20)
+        check_answers(index, text, video, NAMES, 20)
 
 
 def python(code, *arguments):
@@ -489,7 +478,7 @@ def test_two_processes_that_write_lose_nothing(path):
         assert writer.returncode == 0, errors
     with VideoIndex(path) as index:
         assert len(index) == 58
-        check(index, text, video[:58], NAMES[:58], 58)
+        check_answers(index, text, video[:58], NAMES[:58], 58)
 
 
 def test_a_full_disk(path):
@@ -517,7 +506,7 @@ def test_a_full_disk(path):
         assert sorted(found.ids[0]) == sorted(NAMES)
         index.add(NAMES, video)
         index.delete([f"{i}-{name}" for i in range(20) for name in NAMES])
-        check(index, text, video, NAMES, 60)
+        check_answers(index, text, video, NAMES, 60)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

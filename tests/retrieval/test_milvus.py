@@ -15,7 +15,7 @@ pytest.importorskip("milvus_lite")
 from collaborative_experts import ModelIdentity, VideoEmbeddings, VideoIndex, similarity
 from collaborative_experts.retrieval import index as index_module
 from collaborative_experts.retrieval import milvus
-from helpers import random_embeddings
+from helpers import check_answers, random_embeddings
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 
@@ -60,16 +60,6 @@ def empty(server, request):
         yield index
 
 
-def check(index, text, video, names, k):
-    scores = similarity(text, video)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    found = index.search(text, k)
-    assert found.ids.tolist() == names[order].tolist()
-    assert np.abs(found.scores - np.take_along_axis(scores, order, axis=1)).max(initial=0) < 1e-6
-    assert np.abs(found.shares.sum(2) - found.scores).max(initial=0) < 1e-6
-    assert found.exact
-
-
 def test_as_brute_force(empty):
     text, video = some()
     assert len(empty) == 0
@@ -77,17 +67,17 @@ def test_as_brute_force(empty):
     empty.add(NAMES, video)
     assert len(empty) == 60
     for k in (1, 7, 60, 100):
-        check(empty, text, video, NAMES, k)
+        check_answers(empty, text, video, NAMES, k)
     other = some(seed=3)[1]
     empty.add(NAMES[:20], other[:20])
     now = {n: np.concatenate([other.embds[n][:20], video.embds[n][20:]]) for n in video.experts}
     available = np.concatenate([other.available[:20], video.available[20:]])
-    check(empty, text, VideoEmbeddings(now, available), NAMES, 10)
+    check_answers(empty, text, VideoEmbeddings(now, available), NAMES, 10)
     empty.delete(NAMES[:20])
-    check(empty, text, video[20:], NAMES[20:], 10)
+    check_answers(empty, text, video[20:], NAMES[20:], 10)
     assert len(empty) == 40
     with VideoIndex(empty.uri, collection=empty._backend.collection) as again:
-        check(again, text, video[20:], NAMES[20:], 10)
+        check_answers(again, text, video[20:], NAMES[20:], 10)
 
 
 def test_many_equal_scores(empty):
@@ -100,7 +90,7 @@ def test_many_equal_scores(empty):
     order = np.random.default_rng(0).permutation(300)
     empty.add(names[order], video[order])
     for k in (1, 10, 200):
-        check(empty, text, video, names, k)
+        check_answers(empty, text, video, names, k)
 
 
 def test_media_conditions_and_single_videos(empty):
@@ -129,7 +119,7 @@ def test_each_video_is_scanned_once_for_all_patterns(empty):
     empty.add(NAMES, video)
     fields = empty._backend._client.describe_collection(empty._backend.collection)["fields"]
     assert [x["name"] for x in fields if x.get("is_partition_key")] == ["pattern"]
-    check(empty, text, video, NAMES, 5)
+    check_answers(empty, text, video, NAMES, 5)
 
 
 def test_embeddings_of_another_model(empty):
@@ -171,4 +161,4 @@ def test_batches(empty, monkeypatch):
     monkeypatch.setattr(index_module, "TEXTS", 2)
     text, video = some()
     empty.add(NAMES, video)
-    check(empty, text, video, NAMES, 20)
+    check_answers(empty, text, video, NAMES, 20)
