@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, help="what train wrote, such as run/best.safetensors")
     parser.add_argument("--to", required=True, metavar="VIDEOS.lance", help="the index; ids in it are replaced")
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
+    parser.epilog = "example: %(prog)s features.lance --weights run/best.safetensors --to videos.lance"
 
 
 def run_command(options: argparse.Namespace) -> int:

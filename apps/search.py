@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--where", metavar="SQL", help='such as "start_s >= 60"')
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = 'example: %(prog)s videos.lance "a dog runs on a beach" "a crowd cheers" -k 5'
 
 
 def run_command(options: argparse.Namespace) -> int:

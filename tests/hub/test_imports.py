@@ -141,6 +141,11 @@ def test_the_wheel_holds_every_room_and_data_file(clone, wheel):
     assert not any("/tests/" in name for name in held)
 
 
+def test_the_wheel_brings_the_script(wheel):
+    scripts = ZipFile(wheel).read("collaborative_experts-0.1.0.dist-info/entry_points.txt").decode()
+    assert "collaborative-experts = collaborative_experts.__main__:main" in scripts
+
+
 def test_the_wheel_imports_anywhere(wheel, tmp_path):
     ZipFile(wheel).extractall(tmp_path / "site")
     where = run_python(tmp_path, "-c", "import collaborative_experts as x; print(x.__file__)", path=tmp_path / "site")
