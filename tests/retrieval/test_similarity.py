@@ -153,6 +153,14 @@ def test_any_form_of_arrays(form):
     assert np.abs(np.asarray(scores) - expected).max() < (1e-6 if form != "bfloat16" else 2e-2)
 
 
+def test_numpy_settings_of_the_caller_do_not_count():
+    """Numbers in lists that are too small for float32 are 0."""
+    with np.errstate(all="raise"):
+        text = TextEmbeddings({"a": [[1.0, 1e-310]]}, weights=[[1.0]])
+        video = VideoEmbeddings({"a": [[0.5, 1.0]]}, available=[[1]])
+        assert similarity(text, video).tolist() == [[0.5]]
+
+
 def test_one_number_of_a_packed_record():
     """Aligned, and yet at a distance that PyTorch refuses."""
     number = as_record_field(np.ones((1, 1), dtype=np.float32))
