@@ -1,6 +1,5 @@
 """Figures against a slow oracle that lists every order of tied candidates."""
 
-import doctest
 import itertools
 import json
 import statistics
@@ -248,8 +247,3 @@ def test_bad_embeddings():
         evaluate(text, video)
     with pytest.raises(TypeError, match="bank: expected a QueryBank, got TextEmbeddings"):
         evaluate(text, video, bank=text)
-
-
-def test_doctests():
-    assert doctest.testmod(evaluation).attempted > 0
-    assert doctest.testmod(evaluation).failed == 0
