@@ -108,6 +108,11 @@ def read_features(files: Files, ids: VideoIds | None = None, config: CEConfig | 
 
     Warns:
         UserWarning: files that share less than 5% of their ids with each other or with `ids`.
+
+    >>> np.savez("motion.npz", video_id=["a", "b"], motion=np.ones((2, 512)))
+    >>> features = read_features({"motion": "motion.npz"}, ["b", "c"])
+    >>> features.experts["motion"].shape, features.ind["motion"].tolist()
+    ((2, 512), [1, 0])
     """
     return _join(list(iter_features(files, ids, config)))
 

@@ -30,6 +30,11 @@ def config_for(
     Raises:
         TypeError, ValueError: as `CEConfig.from_dict`; also for an expert that no video has, or settings of an expert
             without features.
+
+    >>> import numpy as np
+    >>> features = Features(("a", "b"), {"motion": np.ones((2, 512))}, {"motion": np.array([1, 1])})
+    >>> config_for(features, {"dim": 384}, shared_dim=64).output_dims
+    {'motion': 64}
     """
     given = dict(check_mapping({} if experts is None else experts, "config: experts"))
     settings = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ..base.config import MSRVTT, CEConfig
 from ..base.files import replacing
 from ..model import checkpoint, inputs
 from ..model.cenet import CEModel, Modality, initial_state, meta_model
-from ..model.engine import Engine, check_dtype, supports
+from ..model.engine import DTYPES, Engine, check_dtype, supports
 from ..retrieval.arrays import Array, ArrayLike
 from ..retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .device import resolve_device
@@ -76,6 +77,9 @@ class CollaborativeExperts(NNOperator):
         super().__init__()
         check_choice(modality, (None, "video", "text"), "modality")
         check_choice(output, ("experts", "vector", "embeddings"), "output")
+        check_choice(dtype, DTYPES, "dtype")
+        if not isinstance(weights_path, str | os.PathLike | None):
+            raise TypeError(f"weights_path: expected the path of a file, or None, got {type(weights_path).__name__}")
         self.modality, self.output, self.dtype = modality, output, dtype
         self.device = resolve_device(device, self._device_id)
         if isinstance(config, str | Path) and Path(config).suffix in checkpoint.SUFFIXES:
