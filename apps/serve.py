@@ -91,9 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="the weights that the index was made with; sentences need them")
     parser.add_argument("--host", default=HOST, help=f"default: {HOST}; others need --token-file")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
-    parser.add_argument(
-        "--media", type=Path, metavar="FOLDER", help="films below it, which the index names, are played"
-    )
+    parser.add_argument("--media", type=Path, metavar="FOLDER", help="films below it that the index names are played")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds a token that every request must bring")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask; repeatable")
     parser.add_argument("--queue", type=int, default=QUEUE, help=f"requests that wait at most; default: {QUEUE}")
