@@ -13,27 +13,10 @@ MOST_PARTS = 300
 
 FUNCTIONS = frozenset(
     [
-        "abs",
-        "cast",
-        "ceil",
-        "char_length",
-        "coalesce",
-        "contains",
-        "ends_with",
-        "floor",
-        "json_array_contains",
-        "json_exists",
-        "json_extract",
-        "json_get_bool",
-        "json_get_float",
-        "json_get_int",
-        "json_get_string",
-        "length",
-        "lower",
-        "round",
-        "starts_with",
-        "strpos",
-        "upper",
+        *("abs", "ceil", "floor", "round", "cast", "coalesce"),
+        *("char_length", "contains", "ends_with", "length", "lower", "starts_with", "strpos", "upper"),
+        *("json_array_contains", "json_exists", "json_extract"),
+        *("json_get_bool", "json_get_float", "json_get_int", "json_get_string"),
     ]
 )
 

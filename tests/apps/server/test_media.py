@@ -1,7 +1,5 @@
 """Films: only those that the index names, only below the folder, in ranges."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -116,7 +114,7 @@ def test_without_a_folder_nothing_is_played(index, operator, films, open_client)
 
 
 def test_the_folder_may_be_a_link(tmp_path, index, operator, films, open_client):
-    os.symlink(films, tmp_path / "other")
+    (tmp_path / "other").symlink_to(films)
     client = open_client(SearchService(index, operator, tmp_path / "other"))
     assert client.get("/media/clip/05").content == CONTENT
 
