@@ -73,7 +73,8 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=STOP_S,
         )
-        print(f"{len(index):,} videos at http://{host}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{len(index):,} videos at http://{shown}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
         with _outliving_sigterm():
             uvicorn.Server(config).run(sockets=[listening])
 
