@@ -5,6 +5,7 @@ python -m collaborative_experts train RUN.toml [--resume | --overwrite]
 python -m collaborative_experts evaluate RUN.toml [--weights FILE]
 python -m collaborative_experts embed FEATURES --weights FILE --to videos.lance
 python -m collaborative_experts search videos.lance "a sentence" ... --weights FILE [-k 10] [--where SQL] [--json]
+python -m collaborative_experts serve videos.lance --weights FILE [--media FOLDER] [--host H --token-file F] [--port N]
 python -m collaborative_experts convert IN OUT.safetensors [--config CONFIG.json]
 python -m collaborative_experts convert videos.db videos.lance
 python -m collaborative_experts describe FILE [--config CONFIG.json]
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .apps import embed, extract, search
+from .apps import embed, extract, search, serve
 from .apps.run_file import evaluate_run, table, train_run
 from .base.config import MSRVTT, CEConfig
 from .model.cenet import meta_model
@@ -30,6 +31,7 @@ VERBS = {
     "extract": (extract, "features of a folder of media files"),
     "embed": (embed, "features to an index, by a trained model"),
     "search": (search, "the videos of an index that sentences describe"),
+    "serve": (serve, "an index over HTTP, with a page"),
 }
 
 

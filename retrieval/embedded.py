@@ -33,7 +33,7 @@ from .exact_search import (
     select,
 )
 from .normalise import QueryBank
-from .rows import Answers, Header, NewVideos, StoreReport
+from .rows import Answers, Header, NewVideos, Stored, StoreReport
 from .store import CodeRows, Rows, VideoStore, bias_column
 
 FEW_VIDEOS = 1000
@@ -108,12 +108,12 @@ class EmbeddedIndex:
             snapshot = Snapshot(self._store, self._store.refresh(), streamed=True)
             return self._answers(snapshot, snapshot.search_approximately(queries, k, where), exact=False)
 
-    def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def read(self, ids: Sequence[str]) -> Stored:
         with self._store.reading():
             snapshot = self._codes.snapshot()
             rows = snapshot.rows(self._store.addresses(snapshot.dataset, ids=ids))
             found = self._store.read_vectors(rows)
-            return found.ids.tolist(), found.joint, found.available
+            return Stored(found.ids.tolist(), found.joint, found.available, self._store.read_extras(rows))
 
     def to_arrow(self) -> Any:
         with self._store.reading():

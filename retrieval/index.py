@@ -23,7 +23,7 @@ from .exact_search import Queries
 from .milvus import MilvusIndex
 from .normalise import PUBLISHED_ALPHA, PUBLISHED_BETA, Method, QueryBank
 from .result import SearchResult
-from .rows import Answers, Extras, Header, NewVideos, StoreReport
+from .rows import Answers, Extras, Header, NewVideos, Stored, StoredVideos, StoreReport
 
 LONGEST_ID = 512
 """Bytes of an id in UTF-8."""
@@ -61,8 +61,8 @@ class Backend(Protocol):
 
     def search(self, queries: Queries, k: int, ids: Sequence[str] | None, where: str | None) -> Answers: ...
 
-    def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Ids, joint vectors (n, sum of D) and availability (n, M) of those videos that are there."""
+    def read(self, ids: Sequence[str]) -> Stored:
+        """Those of these videos that are there."""
 
     def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers: ...
 
@@ -245,18 +245,37 @@ class VideoIndex:
             )
         self._check_query(k, None)
         single = isinstance(videos, str | int | np.integer)
+        stored = self.read(videos)
         names = _check_ids([videos] if isinstance(videos, str) else videos)
-        found, joint, available = self._open.embeddings(names)
-        missing = [name for name in names if name not in found]
+        missing = [name for name in names if name not in stored.ids]
         if missing:
             raise ValueError(f"search_like: {self.uri} holds no video {missing[0]!r}")
-        rows = [found.index(name) for name in names]
-        blocks = torch.from_numpy(joint[rows]).split(list(self._stated("search").dims.values()), dim=1)
-        embeddings = [x.contiguous() for x in blocks]
-        weights = _equal_weights(torch.from_numpy(available[rows]))
+        embeddings = [_tensor(x) for x in stored.embeddings.embds.values()]
+        weights = _equal_weights(_tensor(stored.embeddings.available))
         result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, single=False, corrected=False)
         result = _without(result, names, k)
         return result[0] if single else result
+
+    def read(self, ids: Sequence[str | int] | str | int) -> StoredVideos:
+        """What the index holds of some videos, in the order of `ids`; those that are not there are left out.
+
+        Raises:
+            TypeError, ValueError: as `add` for ids, or an empty index.
+        """
+        names = _check_ids([ids] if isinstance(ids, str) else ids)
+        header, found = self._stated("read"), self._open.read(names)
+        place = {name: row for row, name in enumerate(found.ids)}
+        rows = [place[name] for name in names if name in place]
+        blocks = np.split(found.joint[rows], np.cumsum(list(header.dims.values()))[:-1], axis=1)
+        embds = dict(zip(header.dims, blocks, strict=True))
+        extras = found.extras[rows]
+        return StoredVideos(
+            [found.ids[row] for row in rows],
+            VideoEmbeddings(embds, found.available[rows], header.model),
+            extras.uris,
+            extras.spans,
+            extras.metadata,
+        )
 
     def calibrate(
         self,

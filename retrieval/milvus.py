@@ -24,7 +24,7 @@ from ..base.slices import slices
 from .embeddings import ModelIdentity
 from .exact_search import Candidates, Queries, Scored, Vectors, best_of, score_pairs
 from .normalise import QueryBank
-from .rows import Answers, Extras, Header, NewVideos, StoreReport
+from .rows import Answers, Extras, Header, NewVideos, Stored, StoreReport
 from .store import availability, patterns
 
 LARGEST_DIM = 32_768
@@ -113,10 +113,10 @@ class MilvusIndex:
             scored = _score(queries, candidates, vectors, list(self._dims().values()), k)
             return Answers(scored, vectors.addresses, extras)
 
-    def embeddings(self, ids: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def read(self, ids: Sequence[str]) -> Stored:
         with reporting(self.uri, "read"):
-            vectors, _ = self._fetch(sorted(ids), None)
-            return vectors.ids.tolist(), vectors.joint, vectors.available
+            vectors, extras = self._fetch(sorted(ids), None)
+            return Stored(vectors.ids.tolist(), vectors.joint, vectors.available, extras)
 
     def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers:
         return self.search(queries, k, None, where)

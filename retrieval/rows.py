@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .embeddings import ModelIdentity
+from .embeddings import ModelIdentity, VideoEmbeddings
 from .exact_search import Columns, Scored
 
 
@@ -54,6 +54,45 @@ class NewVideos:
     available: np.ndarray
     joint: Callable[[slice], np.ndarray]
     extras: Extras
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Some rows of a store.
+
+    Attributes:
+        ids: n of them.
+        joint: (n, sum of D) float32.
+        available: (n, M) bool.
+        extras: of these n videos.
+    """
+
+    ids: list[str]
+    joint: np.ndarray
+    available: np.ndarray
+    extras: Extras
+
+
+@dataclass(frozen=True)
+class StoredVideos:
+    """Some videos of an index.
+
+    Attributes:
+        ids: n of them.
+        embeddings: of these n videos.
+        uris: (n,) of str or None.
+        spans: (n, 2) float64 in seconds, NaN where not known.
+        metadata: (n,) of dict or None.
+    """
+
+    ids: list[str]
+    embeddings: VideoEmbeddings
+    uris: np.ndarray
+    spans: np.ndarray
+    metadata: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
