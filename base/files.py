@@ -1,10 +1,11 @@
-"""Files that are complete or not there: written beside the target, then renamed."""
+"""Files that are complete or not there: written beside the target, then renamed. Which addresses are files here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 from uuid import uuid4
 
 
@@ -23,3 +24,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def local_path(uri: str | None) -> Path | None:
+    """The file on this machine that a path or `file://` address names, if it is there; None for all others."""
+    if not uri or ("://" in uri and not uri.startswith("file://")):
+        return None
+    path = Path(unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri)
+    try:
+        return path if path.is_file() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None

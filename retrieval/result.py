@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..base.dependencies import extra
+from ..base.files import local_path
+from ..features.extract.still import make_still
 
 SHOWN = 10
 """Videos of a text that are printed."""
 
-THUMBNAIL = 160
-"""Width of a picture in pixels."""
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+THUMBNAIL = 90
+"""Pixels of the shorter side of a picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +119,16 @@ class SearchResult:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "video", "score", *self.experts))
         rows = []
         for rank in range(min(len(self.scores), SHOWN)):
-            uri, start = self._media(rank)
-            cells = [_picture(uri, start), html.escape(_name(self, rank)), f"{self.scores[rank]:+.3f}"]
+            cells = [_picture(*self._media(rank)), html.escape(_name(self, rank)), f"{self.scores[rank]:+.3f}"]
             cells += [f"{share:+.3f}" for _, share in self._shares(rank)]
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
-    def _media(self, rank: int) -> tuple[str | None, float]:
+    def _media(self, rank: int) -> tuple[str | None, float, float | None]:
+        """File, first and last second."""
         uri = None if self.uris is None else self.uris[rank]
-        start = 0.0 if self.spans is None or np.isnan(self.spans[rank, 0]) else float(self.spans[rank, 0])
-        return uri, start
+        start, end = (np.nan, np.nan) if self.spans is None else map(float, self.spans[rank])
+        return uri, 0.0 if np.isnan(start) else start, None if np.isnan(end) else end
 
 
 def _name(result: SearchResult, rank: int) -> str:
@@ -140,36 +138,10 @@ def _name(result: SearchResult, rank: int) -> str:
     return name if len(name) <= 60 else f"{name[:57]}..."
 
 
-def _picture(uri: str | None, start: float) -> str:
-    """An image of a file on this machine as HTML; empty where there is none that can be read."""
-    path = Path(uri.removeprefix("file://")) if uri and ("://" not in uri or uri.startswith("file://")) else None
-    if path is None or not path.is_file() or not find_spec("PIL"):
+def _picture(uri: str | None, start: float, end: float | None) -> str:
+    """A still of a file on this machine as HTML; empty where there is none that can be read, or without PyAV."""
+    path = local_path(uri)
+    if path is None or not find_spec("av"):
         return ""
-    image = _open_image(path) if path.suffix.lower() in IMAGES else _frame(path, start)
-    if image is None:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    image.convert("RGB").save(content, "JPEG", quality=80)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}">'
-
-
-def _open_image(path: Path) -> Any:
-    image = extra("PIL.Image", "demo")
-    try:
-        return image.open(path)
-    except OSError:
-        return None
-
-
-def _frame(path: Path, start: float) -> Any:
-    """The first frame of a video from a second on; None where it cannot be decoded, or without PyAV."""
-    if not find_spec("av"):
-        return None
-    av = extra("av", "demo")
-    try:
-        with av.open(str(path)) as container:
-            container.seek(int(start * 1_000_000))
-            return next(container.decode(video=0)).to_image()
-    except (av.error.FFmpegError, StopIteration, IndexError, ValueError):
-        return None
+    jpeg = make_still(path, start, end, THUMBNAIL)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">' if jpeg else ""

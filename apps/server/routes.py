@@ -1,7 +1,7 @@
 """The routes over HTTP, a FastAPI app around a `SearchService`.
 
-The page lies in `page/` beside this file: `index.html` is `/`, its other files are `/static/...`. Pictures come from
-`thumbnails.thumbnail(media, start_s, end_s, folder)`, which returns the path of a JPEG in the folder, or None.
+The page lies in `page/` beside this file: `index.html` is `/`, its other files are `/static/...`. Pictures are made
+by thumbnails.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .media import content_type
 from .metrics import Measured, Metrics
 from .security import LOOPBACK, Guarded, Headered, KnownHosts
 from .service import SearchService, UnknownVideoError
-from .thumbnails import thumbnail
+from .thumbnails import read_thumbnail
 
 PAGE = FilePath(__file__).with_name("page")
 
@@ -128,14 +128,14 @@ def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | Non
         path, _, _ = service.media_of(video_id)
         return FileResponse(path, media_type=content_type(path), headers={"Cache-Control": "private, no-cache"})
 
-    @app.get("/thumbnail/{video_id:path}", response_class=FileResponse)
+    @app.get("/thumbnail/{video_id:path}", response_class=Response)
     def picture(video_id: VideoId) -> Response:
         """A small picture of the clip, as JPEG."""
         media, start_s, end_s = service.media_of(video_id)
-        found = None if thumbnails is None else thumbnail(media, start_s, end_s, thumbnails)
-        if found is None:
+        jpeg = None if thumbnails is None else read_thumbnail(media, start_s, end_s, thumbnails)
+        if jpeg is None:
             raise UnknownVideoError(f"there is no picture of {video_id!r}")
-        return FileResponse(found, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _add_state(app: FastAPI, service: SearchService, metrics: Metrics) -> None:

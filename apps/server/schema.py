@@ -15,6 +15,7 @@ LONGEST_SENTENCE, MOST_SENTENCES, MOST_ANSWERS, LONGEST_CONDITION = 2_000, 64, 1
 Sentence = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_SENTENCE, pattern=r"\S")]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_ID)]
 Factor = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Factors = Annotated[dict[Annotated[str, StringConstraints(max_length=200)], Factor], Field(max_length=100)]
 
 
@@ -27,6 +28,17 @@ class _Request(BaseModel):
         return []
 
 
+class Filters(BaseModel):
+    """The clips that are looked at: what they have, how long they are, and text in their ids."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    experts: Annotated[tuple[Annotated[str, StringConstraints(max_length=200)], ...], Field(max_length=100)] = ()
+    shortest_s: Seconds | None = None
+    longest_s: Seconds | None = None
+    id_contains: Annotated[str, StringConstraints(max_length=LONGEST_ID)] | None = None
+
+
 class SearchRequest(_Request):
     """Sentences, or ids of videos in place of them, and which answers are wanted."""
 
@@ -34,6 +46,7 @@ class SearchRequest(_Request):
     like: Annotated[list[Id], Field(min_length=1, max_length=MOST_SENTENCES)] | None = None
     k: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 10
     where: Annotated[str, StringConstraints(max_length=LONGEST_CONDITION)] | None = None
+    filters: Filters = Filters()
     offset: Annotated[int, Field(ge=0, lt=MOST_ANSWERS)] = 0
     expert_weights: Factors | None = None
 
@@ -92,7 +105,10 @@ Request = SearchRequest | EmbedRequest | ExplainRequest
 
 
 class Answer(BaseModel):
-    """A video that was found; `shares` is what each expert adds to the score."""
+    """A video that was found.
+
+    `shares` is what each expert adds to the score. `media` is true where /media/{id} has the video's file.
+    """
 
     id: str
     score: float
@@ -101,6 +117,7 @@ class Answer(BaseModel):
     end_s: float | None
     metadata: dict | None
     shares: dict[str, float]
+    media: bool
 
 
 class SearchResponse(BaseModel):

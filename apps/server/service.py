@@ -13,6 +13,7 @@ from ...retrieval.embeddings import TextEmbeddings
 from ...retrieval.explain import explain
 from ...retrieval.index import SentenceOperator, VideoIndex
 from ...retrieval.result import SearchResult
+from .filters import condition
 from .media import find_media
 from .schema import EmbedRequest, ExplainRequest, Request, SearchRequest
 
@@ -75,7 +76,7 @@ class SearchService:
             "end_s": None if np.isnan(end) else float(end),
             "metadata": stored.metadata[0],
             "experts": dict(zip(self.index.experts, stored.embeddings.available[0].tolist(), strict=True)),
-            "media": find_media(self.media, stored.uris[0]) is not None,
+            "media": self._has_media(stored.uris[0]),
         }
 
     def media_of(self, video_id: str) -> tuple[Path, float | None, float | None]:
@@ -122,21 +123,37 @@ class SearchService:
     def _search(self, requests: Sequence[SearchRequest], texts: Texts) -> list[Content]:
         first, videos = requests[0], len(self.index)
         asked = [request.like or request.texts for request in requests]
-        count = first.k + first.offset
+        count, where = first.k + first.offset, self._condition(first)
         if not videos:
             return [self._response([[] for _ in one], 0, True) for one in asked]
         if first.like:
-            found = self.index.search_like(sorted({x for one in asked for x in one}), count, where=first.where)
+            found = self.index.search_like(sorted({x for one in asked for x in one}), count, where=where)
             rows = {x: row for row, x in enumerate(sorted({x for one in asked for x in one}))}
-            lists = [_listed(found, [rows[x] for x in one], first.offset) for one in asked]
+            lists = [self._listed(found, [rows[x] for x in one], first.offset) for one in asked]
         else:
             text = _joined([texts.rows(request.texts, request.expert_weights) for request in requests])
-            found = self.index.search(text, count, where=first.where)
+            found = self.index.search(text, count, where=where)
             ends = np.cumsum([len(one) for one in asked])
             lists = [
-                _listed(found, range(end - len(one), end), first.offset) for one, end in zip(asked, ends, strict=True)
+                self._listed(found, range(end - len(one), end), first.offset) for one, end in zip(asked, ends, strict=True)
             ]
         return [self._response(one, videos, found.exact) for one in lists]
+
+    def _condition(self, request: SearchRequest) -> str | None:
+        return condition(self.index.experts, **dict(request.filters), where=request.where)
+
+    def _listed(self, found: SearchResult, rows: Sequence[int], offset: int) -> list[list[Content]]:
+        """The answers of some texts, with all keys, and whether each has a media file."""
+        lists = []
+        for row in rows:
+            answers = [_UNKNOWN | answer for answer in found[row].to_dict()[offset:]]
+            lists.append([answer | {"media": self._has_media(answer["uri"])} for answer in answers])
+            for answer in lists[-1]:
+                del answer["rank"]
+        return lists
+
+    def _has_media(self, uri: str | None) -> bool:
+        return find_media(self.media, uri) is not None
 
     def _response(self, results: list[list[Content]], videos: int, exact: bool) -> Content:
         return {"results": results, "experts": list(self.index.experts), "videos": videos, "exact": exact}
@@ -206,7 +223,7 @@ def _grouped(requests: Sequence[Request]) -> list[list[int]]:
     for row, request in enumerate(requests):
         key: tuple[Any, ...] = (type(request),)
         if isinstance(request, SearchRequest):
-            key = (request.like is None, request.where, request.k, request.offset)
+            key = (request.like is None, request.where, request.filters, request.k, request.offset)
         groups.setdefault(key, []).append(row)
     return list(groups.values())
 
@@ -214,14 +231,6 @@ def _grouped(requests: Sequence[Request]) -> list[list[int]]:
 def _joined(texts: Sequence[TextEmbeddings]) -> TextEmbeddings:
     embds = {name: np.concatenate([as_numpy(text.embds[name]) for text in texts]) for name in texts[0].experts}
     return TextEmbeddings(embds, np.concatenate([as_numpy(text.weights) for text in texts]), model=texts[0].model)
-
-
-def _listed(found: SearchResult, rows: Sequence[int], offset: int) -> list[list[Content]]:
-    lists = []
-    for row in rows:
-        answers = found[row].to_dict()[offset:]
-        lists.append([_UNKNOWN | {key: x for key, x in one.items() if key != "rank"} for one in answers])
-    return lists
 
 
 def _embeddings(text: TextEmbeddings) -> Content:

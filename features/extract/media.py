@@ -180,8 +180,7 @@ class Media:
         clock, sizes = _Clock(self._start_s), dict[View, tuple[int, int]]()
         rate = float(self._stream.average_rate or 25)
         duration = 1 / rate if 0.01 < rate < 1000 else 0.04
-        aspect = float(self._stream.sample_aspect_ratio or 1)
-        aspect = aspect if 0.1 < aspect < 10 else 1.0
+        aspect = pixel_aspect(self._stream)
         for frame in _decode(self._container, self._stream, self.notes):
             time_s = clock.read(frame.time, duration)
             yield Picture(frame, time_s, aspect, sizes), time_s + duration
@@ -215,20 +214,25 @@ def open_media(path: Path, notes: list[str], with_pictures: bool = True, with_so
         OSError: it cannot be read.
     """
     with ExitStack() as stack:
-        container = _open(path, stack)
-        stream = _video_stream(container)
+        container = open_container(path, stack)
+        stream = picture_stream(container)
         has_sound = bool(container.streams.audio)
         if stream is None and not has_sound:
             raise MediaError("no stream of pictures or sound")
         start = (container.start_time or 0) / 1e6
         sound = None
         if has_sound and (with_sound or stream is None):
-            sound = Sound(_open(path, stack), start, notes)
+            sound = Sound(open_container(path, stack), start, notes)
         yield Media(container, stream if with_pictures or sound is None else None, start, sound, notes)
 
 
-def _open(path: Path, stack: ExitStack) -> Any:
-    """A container of a plain file."""
+def open_container(path: Path, stack: ExitStack) -> Any:
+    """A container of a plain file, closed with the stack.
+
+    Raises:
+        MediaError: FFmpeg cannot read it.
+        OSError: it is not there.
+    """
     av = extra("av", "extract-offline")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -243,8 +247,12 @@ def _open(path: Path, stack: ExitStack) -> Any:
         raise MediaError(f"not a media file that can be read: {_reason(error)}") from error
 
 
-def _video_stream(container: Any) -> Any:
-    """The first stream of pictures that is no cover of an album, or None."""
+def picture_stream(container: Any) -> Any:
+    """The first stream of pictures that is no cover of an album, or None.
+
+    Raises:
+        MediaError: its pictures are too large.
+    """
     for stream in container.streams.video:
         if "attached_pic" in str(stream.disposition):
             continue
@@ -256,6 +264,12 @@ def _video_stream(container: Any) -> Any:
         stream.thread_type = "AUTO"
         return stream
     return None
+
+
+def pixel_aspect(stream: Any) -> float:
+    """Width of a pixel over its height; 1 where what the file declares is damage."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 0.1 < aspect < 10 else 1.0
 
 
 def _decode(container: Any, stream: Any, notes: list[str]) -> Iterator[Any]:
