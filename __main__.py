@@ -8,6 +8,7 @@ python -m collaborative_experts search videos.lance "a sentence" ... --weights F
 python -m collaborative_experts convert IN OUT.safetensors [--config CONFIG.json]
 python -m collaborative_experts convert videos.db videos.lance
 python -m collaborative_experts describe FILE [--config CONFIG.json]
+python -m collaborative_experts export WEIGHTS --to MODEL.onnx [--side video|text|both] [--dtype float32|float16]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .apps import embed, extract, search
+from .apps import embed, export, extract, search
 from .apps.run_file import evaluate_run, table, train_run
 from .base.config import MSRVTT, CEConfig
 from .model.cenet import meta_model
@@ -30,6 +31,7 @@ VERBS = {
     "extract": (extract, "features of a folder of media files"),
     "embed": (embed, "features to an index, by a trained model"),
     "search": (search, "the videos of an index that sentences describe"),
+    "export": (export, "a trained model as ONNX"),
 }
 
 
