@@ -36,6 +36,38 @@ SMALL = CEConfig(
 """Small, with the names and dimensions that CENet insists on for token sequences."""
 
 
+# The grid that the operator and its exports are held to: forms, orders of experts, what is missing, what stands there.
+FORMS = {
+    "pairwise": {},
+    "pairwise-star": {"use_ce": "pairwise-star"},
+    "pairwise-star-specific": {"use_ce": "pairwise-star-specific"},
+    "pairwise-star-tensor": {"use_ce": "pairwise-star-tensor"},
+    "triplet": {"use_ce": "triplet"},
+    "moee": {"use_ce": ""},
+    "mimic": {"use_ce": "", "mimic_ce_dims": True},
+    "pairwise-without-self": {"include_self": False},
+    "pairwise-relu-h-layers": {"use_mish": False, "num_h_layers": 2, "num_g_layers": 2},
+    "pairwise-one-g-layer": {"num_g_layers": 1, "use_bn_reason": False},
+    "pairwise-frozen-weights": {"freeze_weights": True},
+}
+ORDERS = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1])
+MISSING = ("none", "some", "all but one")
+FILLS = {"nan": np.nan, "zeros": 0.0, "garbage": 1e30}
+
+
+def availability(pattern: str, videos: int, names: tuple[str, ...]) -> dict:
+    """`ind` of one of the patterns `MISSING`."""
+    rng = np.random.default_rng(1)
+    ind = {name: np.ones(videos, dtype=np.int64) for name in names}
+    if pattern == "some":
+        for name in names[:-1]:
+            ind[name] = rng.integers(0, 2, videos)
+    if pattern == "all but one":
+        keep = rng.integers(0, len(names), videos)
+        ind = {name: (keep == i).astype(np.int64) for i, name in enumerate(names)}
+    return ind
+
+
 def towhee_dict(config: CEConfig) -> dict:
     """The keyword arguments of CENet for a config."""
     variable = {expert.name: expert.clusters for expert in config.experts if expert.variable}

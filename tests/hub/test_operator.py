@@ -229,7 +229,8 @@ def test_conventions(small_op):
     assert isinstance(small_op, NNOperator)
     assert small_op.shared_type == SharedType.Shareable
     assert CollaborativeExperts.supported_model_names() == ["msrvtt-train-full-ce"]
-    assert small_op.supported_formats == ["safetensors", "pytorch"]
+    assert CollaborativeExperts.supported_model_names(format="onnx") == ["msrvtt-train-full-ce"]
+    assert small_op.supported_formats == ["onnx"]
     assert package.collaborative_experts.__module__ == "collaborative_experts"
 
 
