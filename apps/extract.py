@@ -17,7 +17,7 @@ from ..features.extract.dataset import FeatureDataset, Making, Row, file_of, row
 from ..features.extract.expert import PRESETS, Extractor, make_extractors
 from ..features.extract.run import Problem, Report, extract_features, find_media, read_rows
 from ..training.encoder import SentenceEncoder
-from .tasks import Pool, Task, run_tasks
+from .tasks import Pool, Task, add_pool_arguments, pool_of, run_tasks
 
 TASK_BYTES = 2**28
 """Media files of a task: some small files, or one large one."""
@@ -174,6 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERT.KEY=VALUE",
         help="a setting of an expert, such as speech.model=FOLDER; may be repeated",
     )
+    add_pool_arguments(parser)
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -195,6 +196,7 @@ def run_command(options: argparse.Namespace) -> int:
         device=options.device,
         encoder=options.encoder,
         dtype=options.dtype,
+        pool=pool_of(options),
     )
     print(report)
     return EXIT_PROBLEMS if report.problems else 0

@@ -7,6 +7,7 @@ task anew.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -53,6 +54,27 @@ class Pool:
                 check_size(getattr(self, name), name)
         if not isinstance(self.gpus, int) or self.gpus < 0:
             raise ValueError(f"gpus: expected an integer of at least 0, got {self.gpus!r}")
+
+
+def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command whose work can be shared."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="share the work by Ray Data: on the cluster at ADDRESS, or on this machine",
+    )
+    parser.add_argument("--actors", type=int, help="with --ray: their number; default: as many as there are cores for")
+    parser.add_argument("--actor-cpus", type=int, default=1, help="with --ray: cores of an actor; default: 1")
+    parser.add_argument("--actor-gpus", type=int, default=0, help="with --ray: GPUs of an actor; default: 0")
+
+
+def pool_of(options: argparse.Namespace) -> Pool | None:
+    """The pool that the options ask for."""
+    if options.ray is None:
+        return None
+    return Pool(options.ray or None, options.actors, options.actor_cpus, options.actor_gpus)
 
 
 def run_tasks(make_worker: Callable[[], Worker], tasks: Sequence[Task], pool: Pool | None = None) -> Iterator[Any]:
