@@ -135,7 +135,8 @@ class SearchService:
             found = self.index.search(text, count, where=where)
             ends = np.cumsum([len(one) for one in asked])
             lists = [
-                self._listed(found, range(end - len(one), end), first.offset) for one, end in zip(asked, ends, strict=True)
+                self._listed(found, range(end - len(one), end), first.offset)
+                for one, end in zip(asked, ends, strict=True)
             ]
         return [self._response(one, videos, found.exact) for one in lists]
 
