@@ -1,4 +1,4 @@
-"""`embed`: files of features to an index."""
+"""`embed`: files of features to an index, by a trained model or without one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.dependencies import extra
+from ..features.extract.clip_facts import ClipFacts, iter_clip_facts
 from ..features.features import Files, iter_features
 from ..features.formats import LANCE
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.index import VideoIndex
-
-Clip = tuple[str, tuple[float, float]]
-"""A media file, and the first and last second of a clip in it."""
+from .zero_shot import embed_zero_shot
 
 
 def embed(features: Files, weights: str | Path, to: str | Path, device: str | None = None) -> int:
@@ -37,31 +35,48 @@ def embed(features: Files, weights: str | Path, to: str | Path, device: str | No
         for batch in iter_features(features, config=op.config):
             kept = batch[np.flatnonzero(batch.available.any(1))]
             found = [clips.get(video) for video in kept.ids]
-            uris, spans = [clip and clip[0] for clip in found], [clip and clip[1] for clip in found]
-            index.add(kept.ids, op.encode_video(kept.experts, kept.ind), uris=uris, spans=spans)
+            index.add(
+                kept.ids,
+                op.encode_video(kept.experts, kept.ind),
+                uris=[clip and clip.uri for clip in found],
+                spans=[clip and clip.span for clip in found],
+                metadata=[clip and clip.metadata for clip in found],
+            )
             added += len(kept)
     return added
 
 
-def _read_clips(features: Files) -> dict[str, Clip]:
+def _read_clips(features: Files) -> dict[str, ClipFacts]:
     """{id: its clip} of a dataset of `extract`. Other files know no clips; a missing one is told of by its reader."""
     if not isinstance(features, str | Path) or Path(features).suffix != LANCE or not Path(features).exists():
         return {}
-    dataset = extra("lance", "index").dataset(str(features))
-    rows = dataset.to_table(columns=["id", "uri", "start_s", "end_s"]).to_pylist()
-    return {row["id"]: (row["uri"], (row["start_s"], row["end_s"])) for row in rows}
+    return {clip.id: clip for clips, _ in iter_clip_facts(Path(features)) for clip in clips}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("features", type=Path, metavar="FEATURES", help="a file or folder, as of extract or your own")
-    parser.add_argument("--weights", type=Path, required=True, help="what train wrote, such as run/best.safetensors")
-    parser.add_argument("--to", required=True, metavar="VIDEOS.lance", help="the index; ids in it are replaced")
-    parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
+    parser.add_argument("store", nargs="?", metavar="VIDEOS.lance", help="the index; or with --to")
+    parser.add_argument("--weights", type=Path, help="what train wrote, such as run/best.safetensors")
+    parser.add_argument("--zero-shot", action="store_true", help="no weights: the features of extract as they are")
+    parser.add_argument("--captions", type=Path, help="with --zero-shot: a CSV to fit the experts' weights on")
+    parser.add_argument("--encoder", help="with --zero-shot: the sentence encoder; default: MiniLM-L6")
+    parser.add_argument("--to", metavar="VIDEOS.lance", help="the index; ids in it are replaced")
+    parser.add_argument("--device", help="where networks run; default: a GPU where there is one")
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, say what was added, and return the exit status."""
-    count = embed(options.features, options.weights, options.to, options.device)
-    print(f"{options.to}: {count:,} videos of {options.features} added")
+    to = options.to or options.store
+    if to is None or (options.to and options.store):
+        raise ValueError("embed: expected one index, with --to VIDEOS.lance")
+    if options.zero_shot == (options.weights is not None):
+        raise ValueError("embed: expected --weights FILE, or --zero-shot")
+    if options.zero_shot:
+        count = embed_zero_shot(options.features, to, options.captions, options.encoder, options.device)
+    elif options.captions or options.encoder:
+        raise ValueError("embed: --captions and --encoder belong to --zero-shot")
+    else:
+        count = embed(options.features, options.weights, to, options.device)
+    print(f"{to}: {count:,} videos of {options.features} added")
     return 0

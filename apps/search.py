@@ -8,27 +8,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hub.operator import CollaborativeExperts
-from ..retrieval.index import VideoIndex
+from ..hub.zero_shot import ZeroShotOperator
+from ..retrieval.index import SentenceOperator, VideoIndex
 from ..retrieval.result import SearchResult
+from ..retrieval.zero_shot import ZeroShot
 
 
 def search(
     store: str | Path,
     sentences: Sequence[str],
-    weights: str | Path,
+    weights: str | Path | None = None,
     k: int = 10,
     where: str | None = None,
     device: str | None = None,
 ) -> SearchResult:
     """The k best videos of an index for each sentence, by the encoder that the weights were trained with.
 
+    Args:
+        weights: what the index was made with; None for an index of `embed --zero-shot`.
+
     Raises:
         FileNotFoundError: there are no such weights.
         TypeError, ValueError: weights that the index was not made with, or as `VideoIndex.search`.
     """
-    op = CollaborativeExperts(weights_path=weights, device=device, modality="text")
+    op = sentence_operator(store, weights, device)
     with VideoIndex(store, operator=op) as index:
         return index.search(list(sentences), k, where=where)
+
+
+def sentence_operator(store: str | Path, weights: str | Path | None, device: str | None = None) -> SentenceOperator:
+    """The object that embeds sentences for an index: that of `embed --zero-shot`, or the operator of the weights.
+
+    Raises:
+        ValueError: an index of a trained model, without weights.
+    """
+    with VideoIndex(store) as index:
+        zero_shot = ZeroShot.from_identity(index.model)
+    if zero_shot is not None and weights is None:
+        return ZeroShotOperator(zero_shot, device)
+    if weights is None:
+        raise ValueError("search: expected --weights FILE, the weights that the index was made with")
+    return CollaborativeExperts(weights_path=weights, device=device, modality="text")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="VIDEOS.lance", help="what embed wrote")
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "a dog runs on a beach"')
     parser.add_argument("--like", metavar="ID", help="in place of sentences: videos like this one")
-    parser.add_argument("--weights", type=Path, help="the weights that the index was made with; sentences need them")
+    parser.add_argument("--weights", type=Path, help="what a trained index was made with; sentences need them")
     parser.add_argument("-k", type=int, default=10, help="answers for each sentence; default: 10")
     parser.add_argument("--where", metavar="SQL", help='such as "start_s >= 60"')
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
@@ -50,8 +70,6 @@ def run_command(options: argparse.Namespace) -> int:
     if options.like is not None:
         with VideoIndex(options.store) as index:
             found = index.search_like([options.like], options.k, where=options.where)
-    elif options.weights is None:
-        raise ValueError("search: expected --weights FILE, the weights that the index was made with")
     else:
         found = search(options.store, options.sentences, options.weights, options.k, options.where, options.device)
     if options.json:

@@ -129,6 +129,12 @@ class VideoIndex:
         header = self._header()
         return tuple(header.dims) if header else ()
 
+    @property
+    def model(self) -> ModelIdentity | None:
+        """The model that made the stored embeddings; None while there are none, or where it is not known."""
+        header = self._header()
+        return header.model if header else None
+
     def close(self) -> None:
         """Let go of the store; what was added stays. May be called again."""
         if self._backend is not None:
