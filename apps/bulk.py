@@ -7,6 +7,7 @@ that a run which was killed and started again stores the very rows that an undis
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,9 @@ import numpy as np
 
 from ..base.dependencies import extra
 from ..base.files import replacing
+from ..features.extract.clip_facts import iter_clip_facts
 from ..features.features import BATCH, FeatureReader, Features, Files
+from ..features.formats import LANCE
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.embeddings import ModelIdentity, VideoEmbeddings
 from ..retrieval.index import VideoIndex
@@ -86,7 +89,8 @@ def bulk_embed(
         features: a file, a folder or {expert: file}, as `read_features` takes them. With a pool every machine reads
             them at this path.
         weights: a weights file; with a pool, every machine reads it at this path.
-        to: the index, as `VideoIndex` takes it. Only this process writes to it.
+        to: the index, as `VideoIndex` takes it. Only this process writes to it. It keeps the path of the weights, which
+            `search` asks it for.
         pool: actors of Ray Data that share the work; None does it in this process.
         device, dtype: of the operator.
 
@@ -113,6 +117,8 @@ def bulk_embed(
             journal.finish(number, entry)
             report.count(entry)
             bar.update(len(table))
+        if report.added:
+            index.note_weights(weights)
     _write_errors(errors_path(to), report.errors)
     journal.remove()
     return report
@@ -129,23 +135,26 @@ def errors_path(to: str | Path) -> Path | None:
 class EmbeddingWorker:
     """Reads shards of videos and embeds them. A shard gives one table, a row a video:
 
-    `shard`; `id`; `error`, the reason where its features cannot be read; `available` (M,) bool; and for each expert
-    `embedding.NAME` (D,) float32. The last two are null where there is an error.
+    `shard`; `id`; `error`, the reason where its features cannot be read; `clip`, JSON, where `extract` made them;
+    `available` (M,) bool; and for each expert `embedding.NAME` (D,) float32. Where there is an error, the rest is null.
     """
 
     def __init__(self, features: Files, weights: str | Path, device: str | None, dtype: str) -> None:
         self._operator = CollaborativeExperts(weights_path=weights, device=device, modality="video", dtype=dtype)
         self._reader = FeatureReader(features, self._operator.config)
+        is_extracted = isinstance(features, str | Path) and Path(features).suffix == LANCE
+        self._extracted = Path(features) if is_extracted else None
 
     def __call__(self, task: Task) -> Iterator[Any]:
         arrow = extra("pyarrow", "index")
         ids = self._reader.ids[task["start"] : task["stop"]]
         tables, bad = [], []
+        clips = self._clips(task)
         for start in range(0, len(ids), BATCH):
             batch, errors = _read_good(self._reader, ids[start : start + BATCH])
             bad += errors
             if batch is not None:
-                tables.append(self._embed(batch))
+                tables.append(self._embed(batch, clips))
         if len(bad) > MOST_BAD_ROWS and len(bad) == len(ids):
             raise ValueError(f"none of {len(bad):,} videos can be read: {bad[0][1]}")
         if bad:
@@ -153,10 +162,22 @@ class EmbeddingWorker:
         table = arrow.concat_tables(tables, promote_options="default")
         yield table.append_column("shard", arrow.array(np.full(len(table), task["shard"])))
 
-    def _embed(self, batch: Features) -> Any:
+    def _clips(self, task: Task) -> dict[str, str]:
+        """{id: uri, span and metadata as JSON} of a dataset of `extract`, whose order is that of the reader's ids."""
+        if self._extracted is None:
+            return {}
+        facts = iter_clip_facts(self._extracted, start=task["start"], stop=task["stop"])
+        return {
+            clip.id: json.dumps({"uri": clip.uri, "span": clip.span, "metadata": clip.metadata})
+            for clips, _ in facts
+            for clip in clips
+        }
+
+    def _embed(self, batch: Features, clips: Mapping[str, str]) -> Any:
         arrow = extra("pyarrow", "index")
         video = self._operator.encode_video(batch.experts, batch.ind)
         columns = {"id": arrow.array(batch.ids), "error": arrow.nulls(len(batch), arrow.string())}
+        columns["clip"] = arrow.array([clips.get(video) for video in batch.ids], arrow.string())
         columns["available"] = _lists(video.available)
         return arrow.table(columns | {EMBEDDING + name: _lists(x) for name, x in video.embds.items()})
 
@@ -216,7 +237,14 @@ def _store(index: VideoIndex, table: Any, model: ModelIdentity) -> Entry:
         rows = good.filter(kept)
         names = [name for name in rows.column_names if name.startswith(EMBEDDING)]
         embeddings = {name.removeprefix(EMBEDDING): _matrix(rows[name]) for name in names}
-        index.add(rows["id"].to_pylist(), VideoEmbeddings(embeddings, available[kept], model))
+        clips = [json.loads(text) if text else {} for text in rows["clip"].to_pylist()]
+        index.add(
+            rows["id"].to_pylist(),
+            VideoEmbeddings(embeddings, available[kept], model),
+            uris=[clip.get("uri") for clip in clips],
+            spans=[clip.get("span") for clip in clips],
+            metadata=[clip.get("metadata") for clip in clips],
+        )
     errors = [[video, reason] for video, reason in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
     return {"added": int(kept.sum()), "without_experts": int((~kept).sum()), "errors": errors}
 

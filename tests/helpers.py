@@ -269,6 +269,34 @@ def write_lance(path, name, ids, rows):
         dataset.append([Row(video, video, 0.0, 1.0, True, {name: output})])
 
 
+def write_siglip(folder, tokenizer_to=None):
+    """A tiny SigLIP of random weights with a processor and a tokenizer of words; returns its folder as text.
+
+    Args:
+        tokenizer_to: a second folder that the tokenizer is written to.
+    """
+    import tokenizers
+    import transformers
+
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.SiglipConfig(
+        text_config=small | {"vocab_size": 50, "projection_size": 32}, vision_config=small | {"image_size": 32}
+    )
+    torch.manual_seed(0)
+    transformers.SiglipModel(config).save_pretrained(folder)
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    words = ["<pad>", "<unk>", "a", "dog", "runs", "two", "cats", "rabbit"]
+    plain = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", unk_token="<unk>")
+    for place in (folder, tokenizer_to):
+        if place is not None:
+            tokenizer.save_pretrained(place)
+    return str(folder)
+
+
 def same_features(a, b):
     """True where both are equal arrays, NaN included, or lists of equal arrays and None."""
     if isinstance(a, np.ndarray):

@@ -74,6 +74,10 @@ class SentenceEncoder:
         embedded = self._transformer.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
         return [x.float().cpu().numpy() for x in embedded]
 
+    def embed(self, sentences: Sequence[str]) -> np.ndarray:
+        """Return (n, D) float32, one embedding a sentence, pooled from its tokens in the model's own way."""
+        return np.asarray(self._transformer.encode(list(sentences), show_progress_bar=False), dtype=np.float32)
+
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.model!r})"
 

@@ -10,7 +10,7 @@ pytest.importorskip("lance")
 
 from collaborative_experts import CollaborativeExperts, VideoIndex, iter_features, read_features
 from collaborative_experts.__main__ import main
-from collaborative_experts.apps.embed import embed
+from collaborative_experts.apps.bulk import bulk_embed
 from collaborative_experts.training.encoder import identify
 from helpers import write_lance
 
@@ -49,7 +49,7 @@ def test_embed_then_search(folder, capsys):
     weights, store = str(folder / "w.safetensors"), str(folder / "videos.lance")
     for _ in range(2):  # the second time replaces
         assert main(["embed", str(folder / "features.lance"), "--weights", weights, "--to", store]) == 0
-        assert "29 videos of" in capsys.readouterr().out
+        assert "29 videos added" in capsys.readouterr().out
     op = CollaborativeExperts(weights_path=weights, device="cpu")
     features = read_features(folder / "features.lance")
     with VideoIndex(store, operator=op) as index:
@@ -105,7 +105,7 @@ def test_an_index_that_names_no_weights(folder, capsys):
 
 def test_batches_are_one_index(folder, monkeypatch):
     monkeypatch.setattr("collaborative_experts.apps.embed.iter_features", partial(iter_features, batch_size=7))
-    assert embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance") == 29
+    assert bulk_embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance").added == 29
     with VideoIndex(folder / "videos.lance") as index:
         assert len(index) == 29
 
