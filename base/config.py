@@ -211,7 +211,7 @@ class CEConfig:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"config: {path} is not JSON: {error}") from error
+            raise ValueError(f"config: {path} is not JSON: {error}") from None
         return cls.from_dict(content)
 
     def to_dict(self) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Lock:
             self.entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
             self.pinned = dict(self.entries.get(self.name, {}))
         except (ValueError, TypeError, AttributeError) as error:
-            raise FetchError(f"{self.path}: not a lock file; mend it or move it away: {error}") from error
+            raise FetchError(f"{self.path}: not a lock file; mend it or move it away: {error}") from None
 
     def check(self, key: str, value: str, source: str | Path) -> None:
         """Note a fact of `source`. Raises FetchError where it is not the pinned one."""
@@ -105,7 +105,7 @@ def download(url: str, folder: Path, retries: int) -> Path:
         registry = pooch.create(folder, "", registry={name: None}, urls={name: url}, retry_if_failed=retries)
         return Path(registry.fetch(name, downloader=downloader))
     except requests.RequestException as error:
-        raise FetchError(f"{url}: {_reason(error)}") from error
+        raise FetchError(f"{url}: {_reason(error)}") from None
 
 
 def check_response(response: Response, **_: Any) -> None:
@@ -141,7 +141,7 @@ def parse_config(path: Path, url: str) -> CEConfig:
     try:
         return CEConfig.from_json(path)
     except (ValueError, TypeError) as error:
-        raise FetchError(f"{url}: {str(error).replace(f'config: {path} is', 'it is')}") from error
+        raise FetchError(f"{url}: {str(error).replace(f'config: {path} is', 'it is')}") from None
 
 
 def convert(checkpoint: Path, config: CEConfig, url: str) -> Path:
@@ -157,7 +157,7 @@ def convert(checkpoint: Path, config: CEConfig, url: str) -> Path:
         converted = write_weights(checkpoint.with_suffix(".safetensors"), state, config, {"source": url})
         check_loads(converted)
     except ValueError as error:
-        raise FetchError(f"{url}: {str(error).removeprefix(f'{checkpoint}: ')}") from error
+        raise FetchError(f"{url}: {str(error).removeprefix(f'{checkpoint}: ')}") from None
     return converted
 
 

@@ -62,7 +62,7 @@ def model_at(url: str) -> Model:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise FetchError(f"--url: {url!r} is not an address: {error}") from error
+        raise FetchError(f"--url: {url!r} is not an address: {error}") from None
     path = parts.path.rstrip("/").removesuffix(f"/{CHECKPOINT}").removesuffix(f"/{CONFIG}")
     plain = parts._replace(path=path, query="", fragment="").geturl()
     if not is_secure(plain) or "@" in parts.netloc:

@@ -197,10 +197,10 @@ def _to_float32(value: Any, where: str) -> Tensor:
         raise TypeError(f"{where}: expected an array, got a masked one; fill it with NaN where an expert is missing")
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except ValueError:
         raise ValueError(
             f"{where}: expected an array, got rows of unequal length; in a list of sequences each is (N, dim)"
-        ) from error
+        ) from None
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{where}: expected floats or integers, got dtype {array.dtype} ({type(value).__name__})")
     # Beyond float32 is Inf, which is reported with its row; too small is 0, and signalling NaN is NaN.
@@ -271,8 +271,8 @@ def _flags(value: Any, name: str) -> Tensor:
     else:
         try:
             array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(f"{where}: expected (B,), got rows of unequal length") from error
+        except ValueError:
+            raise ValueError(f"{where}: expected (B,), got rows of unequal length") from None
         if array.dtype.kind not in "bfiu":
             raise TypeError(f"{where}: expected 0 or 1, got dtype {array.dtype}")
         with np.errstate(invalid="ignore"):  # signalling NaN is NaN, which is reported with its row

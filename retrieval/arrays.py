@@ -37,7 +37,7 @@ def real_array(value: ArrayLike, where: str) -> Array:
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a RecursionError is a RuntimeError
         raise ValueError(
             f"{where}: expected numbers in rows of equal length, got {type(value).__name__} ({error})"
-        ) from error
+        ) from None
     if array.dtype == object:
         array = _from_objects(array, where)
     if array.dtype.kind not in "biuf":
