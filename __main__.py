@@ -22,6 +22,7 @@ SCRIPT = "collaborative-experts"
 
 VERBS = {
     "extract": ("extract", "features of a folder of media files"),
+    "init": ("init", "a run file for features and captions"),
     "train": ("train", "a model, as a run file says"),
     "evaluate": ("evaluate", "figures on a run's test videos, also with experts left out"),
     "embed": ("embed", "features to an index, by a trained model"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..base.checks import check_mapping
+from ..base.checks import check_mapping, nearest
 from ..base.config import CEConfig
 from .features import Features
 
@@ -42,7 +42,8 @@ def config_for(
         changes = check_mapping(given.pop(name, {}), f"config: experts[{name!r}]")
         settings[name] = _expert_settings(features, name) | dict(changes)
     if given:
-        raise ValueError(f"config: experts: there are no features of {', '.join(map(repr, given))}")
+        unknown = next(iter(given))
+        raise ValueError(f"config: experts: there are no features of {unknown!r}{nearest(unknown, settings)}")
     if len(settings) == 1:
         choices = {"use_ce": ""} | choices  # a single expert has no other to collaborate with
     return CEConfig.from_dict({"experts": settings, "text": dict(text), **choices})
