@@ -80,11 +80,14 @@ function whyFound(reasons, context) {
   return [heading, el("p", {}, `It is like the clip you chose: mean cosine ${number(answer.score)} over the experts that both have.`), table(experts, false)];
 }
 
+/** The score, and the experts that add the most to it and take the most away. */
 function summary(experts, score) {
-  const best = [...experts].filter((entry) => entry.share > 0).sort((a, b) => b.share - a.share)[0];
-  const lead = el("p", {}, "Score ", el("strong", {}, number(score)));
-  if (best) lead.append(", most of it by ", swatch(best.expert), ` ${best.expert}`, ` (${Math.round((100 * best.share) / Math.max(score, best.share))}%)`);
-  lead.append(".");
+  const lead = el("p", {}, "Score ", el("strong", {}, number(score)), ". ");
+  const sorted = experts.filter((entry) => entry.available).sort((a, b) => b.share - a.share);
+  const [most, least] = [sorted[0], sorted[sorted.length - 1]];
+  if (most?.share > 0) lead.append(swatch(most.expert), ` ${most.expert} adds most (${number(most.share)})`);
+  if (most?.share > 0 && least.share < 0) lead.append(", ", swatch(least.expert), ` ${least.expert} takes most away (${number(least.share)})`);
+  if (most?.share > 0) lead.append(".");
   return lead;
 }
 
