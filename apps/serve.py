@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
+import socket
 import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..base.dependencies import extra
@@ -24,7 +29,7 @@ def serve(
     port: int = PORT,
     media: str | Path | None = None,
     token_file: str | Path | None = None,
-    cors: tuple[str, ...] = (),
+    cors: Sequence[str] = (),
     queue: int = QUEUE,
     device: str | None = None,
 ) -> None:
@@ -46,36 +51,74 @@ def serve(
         OSError: the port is taken, or the store cannot be read.
     """
     uvicorn = extra("uvicorn", "serve")
-    extra("fastapi", "serve"), extra("prometheus_client", "serve")
+    for module in ("fastapi", "prometheus_client"):
+        extra(module, "serve")
     from .server.routes import Settings, make_app
-    from .server.security import LOOPBACK, is_loopback, read_token
+    from .server.security import LOOPBACK, read_token
     from .server.service import SearchService
 
     token = None if token_file is None else read_token(token_file)
-    if token is None and not is_loopback(host):
-        raise ValueError(f"--host {host}: others than this machine could ask; expected --token-file FILE beside it")
-    if media is not None and not Path(media).is_dir():
-        raise FileNotFoundError(f"--media: there is no folder {media}")
-    with VideoIndex(store) as index:
+    _check(host, port, media, token, cors, queue)
+    with VideoIndex(store) as index, _bound_socket(host, port) as listening:
+        if not len(index):
+            raise ValueError(f"{store}: there is no index with videos here; make one with embed")
         service = SearchService(index, sentence_operator(weights, device), media)
         service.warm()
-        settings = Settings(
-            token, tuple({*LOOPBACK, host}), cors, queue, thumbnails=Path(str(store)).with_suffix(".thumbnails")
+        pictures = Path(f"{str(store).removesuffix('.lance')}.thumbnails") if "://" not in str(store) else None
+        settings = Settings(token, (*LOOPBACK, host), tuple(cors), queue, thumbnails=pictures)
+        config = uvicorn.Config(
+            make_app(service, settings),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=STOP_S,
         )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(service, settings),
-                host=host,
-                port=port,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=STOP_S,
-            )
-        )
-        print(f"{len(index):,} videos at http://{host}:{port}", file=sys.stderr)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn's own handler takes its place, and then gives it back
-        server.run()
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{len(index):,} videos at http://{shown}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
+        with _outliving_sigterm():
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _check(host: str, port: int, media: str | Path | None, token: str | None, cors: Sequence[str], queue: int) -> None:
+    from .server.security import is_loopback
+
+    if token is None and not is_loopback(host):
+        raise ValueError(f"--host {host}: other machines could ask; expected --token-file FILE beside it")
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port: expected 0 to 65535, got {port}")
+    if media is not None and not Path(media).is_dir():
+        raise FileNotFoundError(f"--media: there is no folder {media}")
+    if queue < 1:
+        raise ValueError(f"--queue: expected at least 1, got {queue}")
+    for origin in cors:
+        if not re.fullmatch(r"https?://[^/*\s]+", origin):
+            raise ValueError(f"--cors: expected an origin such as https://example.org, got {origin!r}")
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that holds the address; connections come to it once the service listens."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise OSError(f"{host}:{port}: {error.strerror or error}") from None
+    return bound
+
+
+@contextmanager
+def _outliving_sigterm() -> Iterator[None]:
+    """uvicorn finishes what runs when SIGTERM comes, then raises the signal again, which would end the process before
+    the index is closed and the exit status is set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def sentence_operator(weights: str | Path | None, device: str | None) -> SentenceOperator | None:
@@ -91,9 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="the weights that the index was made with; sentences need them")
     parser.add_argument("--host", default=HOST, help=f"default: {HOST}; others need --token-file")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
-    parser.add_argument(
-        "--media", type=Path, metavar="FOLDER", help="films below it, which the index names, are played"
-    )
+    parser.add_argument("--media", type=Path, metavar="FOLDER", help="films below it that the index names are played")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds a token that every request must bring")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask; repeatable")
     parser.add_argument("--queue", type=int, default=QUEUE, help=f"requests that wait at most; default: {QUEUE}")
@@ -109,7 +150,7 @@ def run_command(options: argparse.Namespace) -> int:
         port=options.port,
         media=options.media,
         token_file=options.token_file,
-        cors=tuple(options.cors),
+        cors=options.cors,
         queue=options.queue,
         device=options.device,
     )

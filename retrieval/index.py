@@ -271,7 +271,7 @@ class VideoIndex:
         extras = found.extras[rows]
         return StoredVideos(
             [found.ids[row] for row in rows],
-            VideoEmbeddings(embds, found.available[rows], header.model),
+            VideoEmbeddings(embds, found.available[rows].reshape(len(rows), len(header.dims)), header.model),
             extras.uris,
             extras.spans,
             extras.metadata,

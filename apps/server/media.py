@@ -27,7 +27,7 @@ def find_media(folder: Path | None, uri: str | None) -> Path | None:
     try:
         path = (folder / uri).resolve()
         is_inside = path.is_relative_to(folder) and path.is_file()
-    except OSError:  # such as a name that is too long, or links in a circle
+    except (OSError, RuntimeError):  # such as a name that is too long, or links in a circle
         return None
     return path if is_inside and content_type(path) else None
 

@@ -7,14 +7,14 @@ by thumbnails.py.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Response
+from fastapi import FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
@@ -32,9 +32,8 @@ from .thumbnails import read_thumbnail
 
 PAGE = FilePath(__file__).with_name("page")
 
-RETRY_AFTER_S = 1
-
-log = logging.getLogger(__name__)
+RETRY_AFTER_S, LONGEST_REASON = 1, 500
+"""Seconds after which a caller may try again, and characters of a reason."""
 
 VideoId = Annotated[str, Path(max_length=schema.LONGEST_ID)]
 
@@ -65,7 +64,7 @@ def make_app(service: SearchService, settings: Settings | None = None) -> FastAP
     settings = settings or Settings()
     metrics = Metrics()
     batcher = Batcher(
-        lambda requests: [_encoded(x) for x in service.answer(requests)],
+        lambda arrived: _answer(service, arrived),
         window_s=settings.window_s,
         waiting=settings.waiting,
         observe=metrics.observe_batch,
@@ -100,17 +99,17 @@ def _add_questions(app: FastAPI, batcher: Batcher) -> None:
     @app.post("/search", response_model=schema.SearchResponse)
     async def search(request: schema.SearchRequest) -> Response:
         """The k best videos for each sentence, or the k most like each video."""
-        return _json(await batcher.submit(request))
+        return _json(await batcher.submit((request, time.perf_counter())))
 
     @app.post("/embed_text", response_model=schema.EmbedResponse)
     async def embed_text(request: schema.EmbedRequest) -> Response:
         """Embeddings and expert weights of sentences."""
-        return _json(await batcher.submit(request))
+        return _json(await batcher.submit((request, time.perf_counter())))
 
     @app.post("/explain", response_model=schema.ExplainResponse)
     async def explain(request: schema.ExplainRequest) -> Response:
         """What each expert adds to the score of a sentence and a video."""
-        return _json(await batcher.submit(request))
+        return _json(await batcher.submit((request, time.perf_counter())))
 
 
 def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | None) -> None:
@@ -122,7 +121,8 @@ def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | Non
         """What the index holds of a video."""
         return _json(_encoded(service.video(video_id)))
 
-    @app.api_route("/media/{video_id:path}", methods=["GET", "HEAD"], response_class=FileResponse)
+    @app.head("/media/{video_id:path}", include_in_schema=False)
+    @app.get("/media/{video_id:path}", response_class=FileResponse)
     def media(video_id: VideoId) -> Response:
         """The video's file; takes ranges of bytes."""
         path, _, _ = service.media_of(video_id)
@@ -166,20 +166,35 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_handlers(app: FastAPI) -> None:
     """Every problem is {"detail": the reason in a line}."""
-    app.exception_handler(RequestValidationError)(lambda _, error: _problem(422, _reason(error)))
-    app.exception_handler(HTTPException)(lambda _, error: _problem(error.status_code, error.detail, error.headers))
-    app.exception_handler(UnknownVideoError)(lambda _, error: _problem(404, str(error)))
-    app.exception_handler(ValueError)(lambda _, error: _problem(422, str(error)))
-    app.exception_handler(TypeError)(lambda _, error: _problem(422, str(error)))
-    app.exception_handler(OSError)(lambda _, error: _problem(503, str(error), {"Retry-After": str(RETRY_AFTER_S)}))
-    app.exception_handler(QueueFullError)(
-        lambda _, error: _problem(503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
-    )
-    app.exception_handler(Exception)(lambda _, error: _problem(500, "an error of the service; its log says more"))
+    later = {"Retry-After": str(RETRY_AFTER_S)}
+    for kind, answer in {
+        RequestValidationError: _answering(422, _reason),
+        UnknownVideoError: _answering(404),
+        ValueError: _answering(422),
+        TypeError: _answering(422),
+        OSError: _answering(503, headers=later),
+        QueueFullError: _answering(503, headers=later),
+        Exception: _answering(500, lambda _: "an error of the service; its log says more"),
+    }.items():
+        app.add_exception_handler(kind, answer)
+
+    @app.exception_handler(HTTPException)
+    async def answer_http(_: Request, error: HTTPException) -> Response:
+        return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
-def _problem(status: int, reason: Any, headers: Any = None) -> JSONResponse:
-    return JSONResponse({"detail": str(reason)}, status, headers)
+def _answering(
+    status: int, reason: Callable[[Any], str] = str, headers: Mapping[str, str] | None = None
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def answer(_: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": _shortened(reason(error))}, status, headers)
+
+    return answer
+
+
+def _shortened(reason: str) -> str:
+    """The beginning and the end of a long reason, which may quote all that was asked."""
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[: LONGEST_REASON - 150]} ... {reason[-150:]}"
 
 
 def _reason(error: RequestValidationError) -> str:
@@ -194,10 +209,21 @@ def _reason(error: RequestValidationError) -> str:
 # --- small things -----------------------------------------------------------------------------------------
 
 
-def _encoded(content: Any) -> bytes | Exception:
+def _answer(service: SearchService, arrived: Sequence[tuple[schema.Request, float]]) -> list[bytes | Exception]:
+    """The bodies of the responses to requests and the times of their arrival."""
+    bodies: list[bytes | Exception] = []
+    for content, (request, start) in zip(service.answer([x for x, _ in arrived]), arrived, strict=True):
+        if isinstance(content, Exception):
+            bodies.append(content)
+            continue
+        if isinstance(request, schema.SearchRequest):
+            content["took_ms"] = round((time.perf_counter() - start) * 1000, 3)
+        bodies.append(_encoded(content))
+    return bodies
+
+
+def _encoded(content: Any) -> bytes:
     """JSON, made in the thread that made the content."""
-    if isinstance(content, Exception):
-        return content
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 

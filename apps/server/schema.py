@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from ...retrieval.index import LONGEST_ID
+from .conditions import check_condition
 
 LONGEST_SENTENCE, MOST_SENTENCES, MOST_ANSWERS, LONGEST_CONDITION = 2_000, 64, 1_000, 2_000
 """Characters of a sentence, sentences and ids of a request, k + offset, and characters of `where`."""
@@ -48,6 +49,13 @@ class SearchRequest(_Request):
     filters: Filters = Filters()
     offset: Annotated[int, Field(ge=0, lt=MOST_ANSWERS)] = 0
     expert_weights: Factors | None = None
+
+    @field_validator("where")
+    @classmethod
+    def _check_where(cls, where: str | None) -> str | None:
+        if where is not None:
+            check_condition(where)
+        return where
 
     @field_validator("like")
     @classmethod

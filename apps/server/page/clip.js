@@ -97,7 +97,7 @@ function table(experts, withWeights = true) {
   const cell = (text) => el("td", {}, text);
   const line = (entry) => {
     const name = el("th", { scope: "row" }, swatch(entry.expert), ` ${entry.expert}`);
-    if (!entry.available) return el("tr", { class: "missing" }, name, ...(withWeights ? [cell(number(entry.weight, 2))] : []), el("td", { colspan: withWeights ? "3" : "2" }, "not in this clip"));
+    if (!entry.available) return el("tr", { class: "missing" }, name, ...(withWeights ? [cell(number(entry.weight, 2))] : []), el("td", { colspan: withWeights ? "2" : "1" }, "not in this clip"), el("td", { class: "bar-cell" }));
     const figures = withWeights ? [cell(number(entry.weight, 2)), cell(number(entry.cosine, 2))] : [];
     return el("tr", {}, name, ...figures, cell(number(entry.share)), el("td", { class: "bar-cell" }, shareBar({ [entry.expert]: entry.share }, scale, { hidden: true })));
   };
@@ -105,7 +105,7 @@ function table(experts, withWeights = true) {
     "table",
     { class: "shares" },
     el("caption", { class: "unseen" }, "What each expert adds to the score"),
-    el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)), el("td", {}))),
+    el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)), el("td", { class: "bar-cell" }))),
     el("tbody", {}, ...experts.map(line)),
   );
 }

@@ -1,0 +1,119 @@
+"""Requests that arrive together are worked on together, and each gets its own answer."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from collaborative_experts.apps.server.batching import Batcher, QueueFullError
+from collaborative_experts.apps.server.schema import EmbedRequest, ExplainRequest, SearchRequest
+
+
+def run(batcher, scenario):
+    async def whole():
+        async with batcher:
+            return await scenario()
+
+    return asyncio.run(whole())
+
+
+def test_those_that_arrive_together_are_one_batch():
+    sizes = []
+    batcher = Batcher(lambda xs: [x * 2 for x in xs], window_s=0.05, most=8, observe=sizes.append)
+
+    async def scenario():
+        return await asyncio.gather(*(batcher.submit(x) for x in range(20)))
+
+    assert run(batcher, scenario) == [2 * x for x in range(20)]
+    assert sizes == [8, 8, 4]
+
+
+def test_one_mistake_is_one_callers():
+    batcher = Batcher(lambda xs: [ValueError("odd") if x % 2 else x for x in xs])
+
+    async def scenario():
+        return await asyncio.gather(*(batcher.submit(x) for x in range(4)), return_exceptions=True)
+
+    answers = run(batcher, scenario)
+    assert answers[::2] == [0, 2]
+    assert all(isinstance(x, ValueError) for x in answers[1::2])
+
+
+def test_it_goes_on_after_a_failure_and_a_caller_that_left():
+    def work(xs):
+        if "bad" in xs:
+            raise MemoryError("too much")
+        return xs
+
+    batcher = Batcher(work, window_s=0.0)
+
+    async def scenario():
+        with pytest.raises(MemoryError):
+            await batcher.submit("bad")
+        left = asyncio.create_task(batcher.submit("left"))
+        await asyncio.sleep(0)
+        left.cancel()
+        return await batcher.submit("good")
+
+    assert run(batcher, scenario) == "good"
+
+
+def test_what_waits_at_the_end_is_answered_and_more_is_refused():
+    batcher = Batcher(lambda xs: time.sleep(0.05) or xs, window_s=0.0, most=1, waiting=3)
+    tasks = []
+
+    async def scenario():
+        tasks.append(asyncio.create_task(batcher.submit(0)))
+        await asyncio.sleep(0.02)
+        tasks.extend(asyncio.create_task(batcher.submit(x)) for x in range(1, 4))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="3 requests wait"):
+            await batcher.submit(9)
+
+    run(batcher, scenario)
+    assert [task.result() for task in tasks] == [0, 1, 2, 3]
+
+
+def test_64_callers_are_a_few_batches(service, operator, open_client):
+    client = open_client(service, window_s=0.05)
+    together = threading.Barrier(64)
+
+    def ask(caller):
+        together.wait(30)
+        return client.post("/search", json={"sentences": [f"sentence {caller}"], "k": 3}).json()
+
+    operator.calls.clear()
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    assert sum(operator.calls) == 64
+    assert len(operator.calls) <= 32  # alone they would be 64
+    for caller in (0, 17, 63):
+        alone = client.post("/search", json={"sentences": [f"sentence {caller}"], "k": 3}).json()
+        assert [x["id"] for x in alone["results"][0]] == [x["id"] for x in answers[caller]["results"][0]]
+
+
+def test_one_pass_answers_requests_of_all_kinds(service, operator):
+    requests = [
+        SearchRequest(sentences=["a", "b"], k=3),
+        SearchRequest(like=["clip/01"], k=2),
+        SearchRequest(sentences=["c"], k=3, expert_weights={"motion": 2}),
+        SearchRequest(sentences=["a"], k=3, where="nonsense ="),
+        EmbedRequest(sentences=["b"]),
+        ExplainRequest(sentence="a", id="clip/02"),
+        ExplainRequest(sentence="a", id="none"),
+        SearchRequest(like=["none"], k=2),
+        SearchRequest(sentences=["a"], k=3, expert_weights={"face": 2}),
+        SearchRequest(sentences=["d"], k=1, offset=1),
+    ]
+    operator.calls.clear()
+    together = service.answer(requests)
+    assert operator.calls == [4]  # a, b, c, d
+    alone = [service.answer([request])[0] for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        if isinstance(one, Exception):
+            assert (type(one), str(one)) == (type(other), str(other))
+        else:
+            assert one == other
+    assert [isinstance(x, Exception) for x in together] == [False] * 3 + [True] + [False] * 2 + [True] * 3 + [False]

@@ -1,0 +1,141 @@
+"""The command as a process: it stops gracefully, and is there again after a kill."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from collaborative_experts.__main__ import main
+
+PROGRAM = """
+import sys, time, warnings
+warnings.simplefilter("ignore")
+import numpy as np
+from collaborative_experts import TextEmbeddings
+from collaborative_experts.__main__ import main
+from collaborative_experts.apps import serve
+
+class Slow:
+    def encode_sentences(self, sentences):
+        time.sleep(float(sys.argv[1]))
+        embds = {"motion": np.eye(1, 8), "audio": np.eye(1, 6), "ocr": np.eye(1, 4)}
+        embds = {name: np.repeat(x.astype(np.float32), len(sentences), 0) for name, x in embds.items()}
+        return TextEmbeddings(embds, np.full((len(sentences), 3), 1 / 3, np.float32))
+
+serve.sentence_operator = lambda *_: Slow()
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def start(index, tmp_path):
+    """start(seconds of a sentence, options...) -> (process, address), once the service answers."""
+    index.close()
+    processes = []
+
+    def run(seconds, *options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        command = [sys.executable, "-c", PROGRAM, str(seconds), "serve", str(tmp_path / "videos.lance"), "--port", port]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+        processes.append(process)
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(1200):
+            try:
+                httpx.get(f"{address}/health", timeout=5)
+                return process, address
+            except httpx.TransportError:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.1)
+        raise TimeoutError(address)
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_running_answers_finish_on_sigterm(start):
+    process, address = start(1.5)
+    answers = []
+
+    def ask():
+        answers.append(httpx.post(f"{address}/search", json={"sentences": ["a dog"]}, timeout=60))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.7)
+    process.send_signal(signal.SIGTERM)
+    thread.join(60)
+    assert process.wait(60) == 0
+    assert answers[0].status_code == 200
+    assert len(answers[0].json()["results"][0]) == 10
+    assert "Traceback" not in process.stderr.read()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{address}/health")
+
+
+def test_it_answers_again_after_a_kill(start):
+    for _ in range(2):
+        process, address = start(0.0)
+        assert len(httpx.post(f"{address}/search", json={"sentences": ["a"], "k": 3}).json()["results"][0]) == 3
+        process.kill()
+        process.wait()
+
+
+def test_it_listens_on_this_machine_alone(start):
+    process, address = start(0.0)
+    port = int(address.rpartition(":")[2])
+    found = []
+    table = Path(f"/proc/{process.pid}/net/tcp")  # Linux
+    for line in table.read_text().splitlines()[1:] if table.exists() else []:
+        local, state = line.split()[1], line.split()[3]
+        if state == "0A" and int(local.partition(":")[2], 16) == port:
+            found.append(local.partition(":")[0])
+    assert found in ([], ["0100007F"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "expected --token-file FILE"),
+        (["--token-file", "none"], "there is no file none"),
+        (["--media", "none"], "there is no folder none"),
+        (["--weights", "none.safetensors"], "none.safetensors"),
+        (["--cors", "*"], "--cors"),
+        (["--cors", "example.org"], "--cors"),
+        (["--queue", "0"], "--queue"),
+        (["--port", "70000"], "--port"),
+    ],
+)
+def test_errors_at_start_are_one_line(options, message, index, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "videos.lance", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_store_that_is_not_there(tmp_path, capsys):
+    assert main(["serve", str(tmp_path / "none.lance")]) == 1
+    assert "there is no index" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken(index, tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["serve", str(tmp_path / "videos.lance"), "--port", str(taken.getsockname()[1])]) == 1
+    error = capsys.readouterr().err
+    assert "in use" in error
+    assert "Traceback" not in error
