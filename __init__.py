@@ -15,41 +15,49 @@ from .base.dependencies import check_dependencies
 
 check_dependencies()
 
-with warnings.catch_warnings():
-    # Towhee imports pkg_resources, which warns its user, who can do nothing about it.
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    from towhee import register
-
-# All submodules before the factory: importing the submodule of the same name later would replace it.
-from .base.config import MSRVTT, CEConfig, ExpertConfig, TextConfig  # noqa: E402
-from .collaborative_experts import CollaborativeExperts  # noqa: E402
-from .features.features import Features, iter_features, read_features  # noqa: E402
-from .features.suggest import config_for  # noqa: E402
-from .retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings, concatenate  # noqa: E402
-from .retrieval.evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores  # noqa: E402
-from .retrieval.explain import Explanation, explain  # noqa: E402
-from .retrieval.index import VideoIndex  # noqa: E402
-from .retrieval.normalise import QueryBank  # noqa: E402
-from .retrieval.result import SearchResult  # noqa: E402
-from .retrieval.similarity import similarity, similarity_tiles  # noqa: E402
+# Before the factory: importing the submodule of the same name later would replace it.
+import_module(".collaborative_experts", __name__)
 
 if TYPE_CHECKING:
+    from .base.config import MSRVTT, CEConfig, ExpertConfig, TextConfig
+    from .features.features import Features, iter_features, read_features
+    from .features.suggest import config_for
+    from .hub.operator import CollaborativeExperts
     from .model.cenet import Modality
+    from .retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings, concatenate
+    from .retrieval.evaluation import Evaluation, RetrievalMetrics, evaluate, evaluate_scores
+    from .retrieval.explain import Explanation, explain
+    from .retrieval.index import VideoIndex
+    from .retrieval.normalise import QueryBank
+    from .retrieval.result import SearchResult
+    from .retrieval.similarity import similarity, similarity_tiles
     from .training.captions import read_captions
     from .training.data import CaptionedVideos, caption_videos
     from .training.encoder import SentenceEncoder
     from .training.loop import TrainingResult
     from .training.settings import TrainingConfig
 
-_TRAINING = {
-    "CaptionedVideos": "data",
-    "SentenceEncoder": "encoder",
-    "TrainingConfig": "settings",
-    "TrainingResult": "loop",
-    "caption_videos": "data",
-    "read_captions": "captions",
+_MODULES = {
+    "base.config": ("MSRVTT", "CEConfig", "ExpertConfig", "TextConfig"),
+    "features.features": ("Features", "iter_features", "read_features"),
+    "features.suggest": ("config_for",),
+    "hub.operator": ("CollaborativeExperts",),
+    "retrieval.embeddings": ("ModelIdentity", "TextEmbeddings", "VideoEmbeddings", "concatenate"),
+    "retrieval.evaluation": ("Evaluation", "RetrievalMetrics", "evaluate", "evaluate_scores"),
+    "retrieval.explain": ("Explanation", "explain"),
+    "retrieval.index": ("VideoIndex",),
+    "retrieval.normalise": ("QueryBank",),
+    "retrieval.result": ("SearchResult",),
+    "retrieval.similarity": ("similarity", "similarity_tiles"),
+    "training.captions": ("read_captions",),
+    "training.data": ("CaptionedVideos", "caption_videos"),
+    "training.encoder": ("SentenceEncoder",),
+    "training.loop": ("TrainingResult",),
+    "training.settings": ("TrainingConfig",),
 }
-"""Public names of the training room, which is imported when one of them is used: {name: module}."""
+"""The public names, by the module that is imported when one of them is used. PyTorch takes a second to import."""
+
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "MSRVTT",
@@ -95,19 +103,36 @@ def collaborative_experts(
     dtype: str = "float32",
 ) -> CollaborativeExperts:
     """The operator, as the hub calls for it; the arguments are those of `CollaborativeExperts`."""
+    from .hub.operator import CollaborativeExperts
+
     return CollaborativeExperts(config, weights_path, device, modality, output, dtype)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _TRAINING:
-        return getattr(import_module(f".training.{_TRAINING[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_TRAINING})
+    return sorted({*globals(), *_MODULE_OF})
+
+
+def _register() -> None:
+    """Register the operator with Towhee, by a class that makes it: the operator's own class comes with PyTorch."""
+    with warnings.catch_warnings():
+        # Towhee imports pkg_resources, which warns its user, who can do nothing about it.
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        from towhee import register
+
+    class _Registered:
+        def __new__(cls, *args: Any, **kwargs: Any) -> CollaborativeExperts:  # type: ignore[misc]
+            return collaborative_experts(*args, **kwargs)
+
+    register(name="video_text_embedding/collaborative_experts")(_Registered)
 
 
 if __name__ == "collaborative_experts":
     # Not when Towhee's loader runs this file: a registered name would hide every version in its cache.
-    register(name="video_text_embedding/collaborative_experts")(CollaborativeExperts)
+    _register()

@@ -8,9 +8,14 @@ loads the folder as the package `collaborative_experts`, and runs the package's 
 import sys
 
 if __package__:
-    from .hub.operator import CollaborativeExperts
 
-    __all__ = ["CollaborativeExperts"]
+    def __getattr__(name: str) -> object:
+        if name != "CollaborativeExperts":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .hub.operator import CollaborativeExperts
+
+        return CollaborativeExperts
+
 else:
     from importlib.util import module_from_spec, spec_from_file_location
     from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def embed(features: Files, weights: str | Path, to: str | Path, device: str | No
 
     Args:
         features: a file, a folder or {expert: file}, as `read_features` takes them.
-        to: the index, as `VideoIndex` takes it.
+        to: the index, as `VideoIndex` takes it. It keeps the path of the weights, which `search` asks it for.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `read_features`, the operator and `VideoIndex.add`.
@@ -39,6 +40,8 @@ def embed(features: Files, weights: str | Path, to: str | Path, device: str | No
             found = [clips.get(video) for video in kept.ids]
             uris, spans = [clip and clip[0] for clip in found], [clip and clip[1] for clip in found]
             index.add(kept.ids, op.encode_video(kept.experts, kept.ind), uris=uris, spans=spans)
+            if len(kept):
+                index.note_weights(weights)
             added += len(kept)
     return added
 
@@ -58,10 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, help="what train wrote, such as run/best.safetensors")
     parser.add_argument("--to", required=True, metavar="VIDEOS.lance", help="the index; ids in it are replaced")
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "example: %(prog)s features.lance --weights run/best.safetensors --to videos.lance"
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, say what was added, and return the exit status."""
     count = embed(options.features, options.weights, options.to, options.device)
+    if options.json:
+        print(json.dumps({"index": options.to, "added": count}))
+        return 0
     print(f"{options.to}: {count:,} videos of {options.features} added")
     return 0

@@ -77,6 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERT.KEY=VALUE",
         help="a setting of an expert, such as speech.model=FOLDER; may be repeated",
     )
+    parser.epilog = (
+        "example: %(prog)s videos --to features.lance --clips shots\n\n"
+        f"The exit status is {EXIT_PROBLEMS} where not all media could be read; errors.csv beside the dataset says why."
+    )
 
 
 def run_command(options: argparse.Namespace) -> int:

@@ -19,28 +19,19 @@ Paths are relative to the file's folder.
 
 from __future__ import annotations
 
-import json
-import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..base.checks import check_keys
-from ..base.files import replacing
 from ..features.features import read_features, read_ids
-from ..features.suggest import config_for
-from ..hub.device import resolve_device
-from ..hub.operator import CollaborativeExperts
-from ..retrieval.evaluation import Evaluation, evaluate
 from ..training.captions import read_captions
 from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
-from ..training.loop import TrainingResult, train
-from ..training.run_folder import BEST, STATE, delete_run
 from ..training.settings import TrainingConfig, combine
 
 TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
@@ -153,85 +144,3 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
             raise TypeError(f"{path}: model: {key}: expected a table, got {model[key]!r}")
     if not isinstance(model.get("text", {}).get("max_tokens", 1), int):
         raise TypeError(f"{path}: model: text: max_tokens: expected a number, got {model['text']['max_tokens']!r}")
-
-
-def train_run(path: str | Path, resume: bool = False, overwrite: bool = False) -> TrainingResult:
-    """Train as the file says.
-
-    Args:
-        resume: continue an interrupted run of the file.
-        overwrite: delete the run that is in the folder, once the data of the new one is read.
-
-    Raises:
-        ValueError: the folder holds a run already, and neither is asked for; or both are.
-        Also as `Run.read` and `op.train`.
-    """
-    run = Run.read(path)
-    checkpoint = run.folder / STATE
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint}: there is no run to continue; train without --resume")
-    if resume and overwrite:
-        raise ValueError("expected --resume or --overwrite, got both")
-    if checkpoint.is_file() and not (resume or overwrite):
-        raise ValueError(
-            f"{run.folder}: holds a run already; continue it with --resume, or replace it with --overwrite"
-        )
-    dataset, validation = run.split_training()
-    model = MODEL | dict(run.model)
-    text = TEXT | {"dim": int(dataset.tokens.shape[2])} | dict(model.pop("text", {}))
-    config = replace(config_for(dataset.features, text, **model), standardise=True)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that share a run, one reports
-        print(f"{dataset.features.summary()}\n\nmodel {json.dumps(config.to_dict())}\n", flush=True)
-    if overwrite:
-        delete_run(run.folder)
-    resumed = checkpoint if resume else None
-    return train(config, run.training, dataset, validation, resumed, device=resolve_device(None))
-
-
-def evaluate_run(path: str | Path, weights: str | Path | None = None) -> dict[str, Evaluation]:
-    """Evaluate the run's best weights, or others, on its test split; also written as `evaluation.json`."""
-    run = Run.read(path)
-    op = CollaborativeExperts(weights_path=weights or run.folder / BEST)
-    found = ablate(op, run.dataset(run.test))
-    run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
-    with replacing(run.folder / "evaluation.json") as temporary:
-        temporary.write_text(json.dumps({name: result.to_dict() for name, result in found.items()}, indent=2))
-    return found
-
-
-def ablate(op: CollaborativeExperts, dataset: CaptionedVideos) -> dict[str, Evaluation]:
-    """Figures with all experts, with each alone ("only motion"), and with each left out ("without motion").
-
-    A video that lacks all experts of a row scores 0 with every text.
-    """
-    text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
-    features, names = dataset.features, op.config.expert_names
-
-    def with_experts(kept: list[str]) -> Evaluation:
-        ind = {name: flag * (name in kept) for name, flag in features.ind.items()}
-        return evaluate(text, op.encode_video(features.experts, ind), dataset.targets)
-
-    found = {"all experts": with_experts(list(names))}
-    if len(names) > 1:
-        found |= {f"only {name}": with_experts([name]) for name in names}
-        found |= {f"without {name}": with_experts([other for other in names if other != name]) for name in names}
-    return found
-
-
-def table(found: Mapping[str, Evaluation]) -> str:
-    """Figures of several evaluations, a row each: recalls in percent and median ranks, in both directions."""
-    width = max(map(len, found))
-    head = "   R@1    R@5   R@10    MdR"
-    lines = [f"{'':{width}}  {'text to video':^{len(head)}}   {'video to text':^{len(head)}}".rstrip()]
-    lines.append(f"{'':{width}}  {head}   {head}")
-    for name, result in found.items():
-        figures = "   ".join(
-            f"{m.r1:6.1f} {m.r5:6.1f} {m.r10:6.1f} {m.median_rank:6.1f}"
-            for m in (result.text_to_video, result.video_to_text)
-        )
-        lines.append(f"{name:{width}}  {figures}")
-    queries = next(iter(found.values()))
-    lines.append(
-        f"{queries.text_to_video.queries:,} captions, {queries.video_to_text.queries:,} videos; recalls in percent"
-    )
-    return "\n".join(lines)

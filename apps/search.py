@@ -6,29 +6,72 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..hub.operator import CollaborativeExperts
 from ..retrieval.index import VideoIndex
 from ..retrieval.result import SearchResult
+
+if TYPE_CHECKING:
+    from ..hub.operator import CollaborativeExperts
 
 
 def search(
     store: str | Path,
     sentences: Sequence[str],
-    weights: str | Path,
+    weights: str | Path | None = None,
     k: int = 10,
     where: str | None = None,
     device: str | None = None,
 ) -> SearchResult:
     """The k best videos of an index for each sentence, by the encoder that the weights were trained with.
 
+    Args:
+        weights: the weights that the videos were embedded with. None takes those that the index names.
+
     Raises:
-        FileNotFoundError: there are no such weights.
-        TypeError, ValueError: weights that the index was not made with, or as `VideoIndex.search`.
+        FileNotFoundError: there is no index, or no such weights.
+        TypeError, ValueError: as `text_operator` and `VideoIndex.search`.
     """
-    op = CollaborativeExperts(weights_path=weights, device=device, modality="text")
-    with VideoIndex(store, operator=op) as index:
+    with open_index(store) as index:
+        index.operator = text_operator(index, weights, device)
         return index.search(list(sentences), k, where=where)
+
+
+def open_index(store: str | Path) -> VideoIndex:
+    """An index that exists. Raises FileNotFoundError otherwise, and as `VideoIndex`."""
+    if "://" not in str(store) and not Path(store).exists():
+        raise FileNotFoundError(f"{store}: there is no such index")
+    return VideoIndex(store)
+
+
+def text_operator(
+    index: VideoIndex, weights: str | Path | None = None, device: str | None = None
+) -> CollaborativeExperts:
+    """The text side of the model that an index was made with.
+
+    Args:
+        weights: its weights; None takes the file that the index names (`VideoIndex.note_weights`).
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: the index is empty or names no file, or the weights are of another model than its videos.
+    """
+    from ..hub.operator import CollaborativeExperts  # with Towhee, which a search by --like does without
+
+    if not len(index):
+        raise ValueError(f"{index.uri}: holds no videos yet")
+    path = index.weights_path if weights is None else Path(weights)
+    if path is None:
+        raise ValueError(f"{index.uri}: does not say which weights it was made with; pass --weights FILE")
+    if weights is None and not path.is_file():
+        raise FileNotFoundError(f"{index.uri}: was made with {path}, which is not there; pass --weights FILE")
+    op = CollaborativeExperts(weights_path=path, device=device, modality="text")
+    if index.model not in (None, op.identity):
+        raise ValueError(
+            f"{path}: expected the weights that {index.uri} was made with ({index.model.weights[:16]}), got others "
+            f"({op.identity.weights[:16]})"
+        )
+    return op
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="VIDEOS.lance", help="what embed wrote")
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "a dog runs on a beach"')
     parser.add_argument("--like", metavar="ID", help="in place of sentences: videos like this one")
-    parser.add_argument("--weights", type=Path, help="the weights that the index was made with; sentences need them")
+    parser.add_argument("--weights", type=Path, help="default: the file that the index names")
     parser.add_argument("-k", type=int, default=10, help="answers for each sentence; default: 10")
     parser.add_argument("--where", metavar="SQL", help='such as "start_s >= 60"')
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = 'example: %(prog)s videos.lance "a dog runs on a beach" "a crowd cheers" -k 5'
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -48,10 +92,8 @@ def run_command(options: argparse.Namespace) -> int:
     if bool(options.sentences) == (options.like is not None):
         raise ValueError("search: expected sentences, or --like ID")
     if options.like is not None:
-        with VideoIndex(options.store) as index:
+        with open_index(options.store) as index:
             found = index.search_like([options.like], options.k, where=options.where)
-    elif options.weights is None:
-        raise ValueError("search: expected --weights FILE, the weights that the index was made with")
     else:
         found = search(options.store, options.sentences, options.weights, options.k, options.where, options.device)
     if options.json:

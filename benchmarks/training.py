@@ -38,7 +38,8 @@ from collaborative_experts import (
     read_captions,
     read_features,
 )
-from collaborative_experts.apps.run_file import MODEL, TEXT, ablate
+from collaborative_experts.apps.evaluate import ablate
+from collaborative_experts.apps.run_file import MODEL, TEXT
 from collaborative_experts.retrieval.evaluation import evaluate_scores
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.loop import train

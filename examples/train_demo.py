@@ -39,7 +39,8 @@ from collaborative_experts import (
     read_captions,
     read_features,
 )
-from collaborative_experts.apps.run_file import evaluate_run, train_run
+from collaborative_experts.apps.evaluate import evaluate_run
+from collaborative_experts.apps.train import train_run
 from collaborative_experts.training.run_folder import BEST, STATE
 
 RUN = """\

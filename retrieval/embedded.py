@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,14 @@ class EmbeddedIndex:
         with self._store.writing("add"):
             self._store.create(header)
             self._store.upsert(videos, progress)
+
+    @property
+    def weights_path(self) -> Path | None:
+        return self._store.weights_path
+
+    def note_weights(self, path: Path) -> None:
+        with self._store.writing("note_weights"):
+            self._store.note_weights(path)
 
     def delete(self, ids: Sequence[str]) -> None:
         with self._store.writing("delete"):

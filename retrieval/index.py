@@ -55,6 +55,11 @@ class Backend(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def weights_path(self) -> Path | None: ...
+
+    def note_weights(self, path: Path) -> None: ...
+
     def add(self, header: Header, videos: NewVideos, progress: Any) -> None: ...
 
     def delete(self, ids: Sequence[str]) -> None: ...
@@ -128,6 +133,29 @@ class VideoIndex:
         """The experts of the stored videos; () while there are none."""
         header = self._header()
         return tuple(header.dims) if header else ()
+
+    @property
+    def model(self) -> ModelIdentity | None:
+        """The model that embedded the stored videos; None while there are none, or where it is not known."""
+        header = self._header()
+        return header.model if header else None
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The weights file that `note_weights` was told of, whether it is still there or not; None without one."""
+        return self._open.weights_path
+
+    def note_weights(self, path: str | Path) -> None:
+        """Keep with the index where the weights lie that its videos were embedded with, so that a search finds them.
+
+        The path is kept relative to the index's folder: the two can be moved together. An index in an object store
+        keeps an absolute path, and a Milvus server none.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        self._stated("note_weights")
+        self._open.note_weights(Path(path))
 
     def close(self) -> None:
         """Let go of the store; what was added stays. May be called again."""

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,13 @@ class MilvusIndex:
 
     def calibrate(self, bank: QueryBank | None) -> None:
         raise NotImplementedError(f"calibrate: not on a Milvus server ({self.uri}); convert to a .lance index for it")
+
+    @property
+    def weights_path(self) -> Path | None:
+        return None
+
+    def note_weights(self, path: Path) -> None:
+        """A server keeps no path, which would be of another machine."""
 
     def to_arrow(self) -> Any:
         arrow = extra("pyarrow", "index")

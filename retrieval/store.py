@@ -21,11 +21,12 @@ the column, and the commit of the column puts the bank in force.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from functools import partial
@@ -47,6 +48,9 @@ LAYOUT = 1
 """Version of the columns and of the header."""
 
 _HEADER = b"collaborative_experts.index"
+
+_WEIGHTS = "collaborative_experts.weights"
+"""Key of the dataset's metadata for the path of the weights."""
 
 KEPT = timedelta(minutes=10)
 """Versions younger than this stay, since another process may be reading them."""
@@ -163,6 +167,16 @@ class VideoStore:
             if self._dataset is not None and self.header is None:
                 self.header = self._read_header()
         return self._dataset
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The path that `note_weights` was given; None where it was not, or nothing was added."""
+        dataset = self.refresh()
+        with self._reporting("read"):
+            noted = None if dataset is None else dataset.metadata.get(_WEIGHTS)
+        if noted is None:
+            return None
+        return (Path(self.uri).parent / noted).resolve() if self._local else Path(noted)
 
     def _open(self) -> Any:
         if self._local and not Path(self.uri).exists():
@@ -378,6 +392,18 @@ class VideoStore:
         wanted = arrow.array(ids)
         batches = dataset.scanner(columns=["id"]).to_batches()
         return any(compute.any(compute.is_in(batch["id"], value_set=wanted)).as_py() for batch in batches)
+
+    def note_weights(self, path: Path) -> None:
+        """Keep the path, relative to the folder of a store on this machine. The same path makes no commit."""
+        path = path.resolve()
+        if path == self.weights_path:
+            return
+        noted = path.as_posix()
+        if self._local:
+            with suppress(ValueError):  # another drive of Windows
+                noted = Path(os.path.relpath(path, Path(self.uri).resolve().parent)).as_posix()
+        self._writable().update_metadata({_WEIGHTS: noted})
+        self.refresh()
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete the rows of these ids; ids that are not there are passed over."""

@@ -61,7 +61,7 @@ def test_embed_then_search(folder, capsys):
     assert main(["search", store, "a dog", "two cats", "--weights", weights, "-k", "5", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     assert [[video["id"] for video in answer] for answer in answers] == expected.ids.tolist()
-    assert main(["search", store, "a dog", "--weights", weights, "-k", "2"]) == 0
+    assert main(["search", store, "a dog", "-k", "2"]) == 0  # by the weights that the index names
     printed = capsys.readouterr().out
     assert printed.startswith("> a dog\n")
     assert expected.ids[0, 0] in printed
@@ -69,6 +69,38 @@ def test_embed_then_search(folder, capsys):
     [alike] = json.loads(capsys.readouterr().out)
     assert len(alike) == 3
     assert all(video["id"] < "v10" and video["id"] != "v05" for video in alike)
+
+
+def test_the_index_names_its_weights(folder, capsys, monkeypatch):
+    """By a path relative to it: both can be moved. Weights of another model are refused."""
+    (folder / "run").mkdir()
+    (folder / "w.safetensors").rename(folder / "run" / "best.safetensors")
+    monkeypatch.chdir(folder)
+    arguments = ["embed", "features.lance", "--weights", "run/best.safetensors", "--to", "videos.lance", "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == {"index": "videos.lance", "added": 29}
+    moved = folder.parent / "moved"
+    folder.rename(moved)
+    monkeypatch.chdir(moved.parent)
+    assert main(["search", "moved/videos.lance", "a dog", "-k", "1"]) == 0
+    (moved / "run" / "best.safetensors").rename(moved / "elsewhere.safetensors")
+    capsys.readouterr()
+    assert main(["search", "moved/videos.lance", "a dog"]) == 1
+    assert "best.safetensors, which is not there; pass --weights FILE" in capsys.readouterr().err
+    assert main(["search", "moved/videos.lance", "a dog", "--weights", "moved/elsewhere.safetensors"]) == 0
+    other = CollaborativeExperts(CONFIG | {"shared_dim": 4}, device="cpu")
+    other.save(moved / "run" / "best.safetensors")
+    capsys.readouterr()
+    assert main(["search", "moved/videos.lance", "a dog"]) == 1
+    assert "expected the weights that moved/videos.lance was made with" in capsys.readouterr().err
+
+
+def test_an_index_that_names_no_weights(folder, capsys):
+    op = CollaborativeExperts(weights_path=folder / "w.safetensors", device="cpu")
+    with VideoIndex(folder / "videos.lance") as index:
+        index.add(["a"], op.encode_video({"motion": np.ones((1, 12))}))
+    assert main(["search", str(folder / "videos.lance"), "a dog"]) == 1
+    assert "does not say which weights it was made with; pass --weights FILE" in capsys.readouterr().err
 
 
 def test_batches_are_one_index(folder, monkeypatch):
@@ -81,10 +113,10 @@ def test_batches_are_one_index(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "no.lance", "a dog"], "expected --weights FILE, the weights that the index was made with"),
+        (["search", "no.lance", "a dog"], "no.lance: there is no such index"),
+        (["search", "no.lance", "--like", "v1"], "no.lance: there is no such index"),
         (["search", "no.lance"], "expected sentences, or --like ID"),
         (["search", "no.lance", "a dog", "--like", "v1"], "expected sentences, or --like ID"),
-        (["search", "no.lance", "a dog", "--weights", "no.safetensors"], "no.safetensors"),
         (["embed", "no.lance", "--weights", "w.safetensors", "--to", "videos.lance"], "features: there is no file"),
         (["embed", "features.lance", "--weights", "no.safetensors", "--to", "videos.lance"], "no.safetensors"),
     ],

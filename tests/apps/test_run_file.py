@@ -11,6 +11,8 @@ import pytest
 import collaborative_experts as package
 from collaborative_experts.__main__ import main
 from collaborative_experts.apps import run_file as run
+from collaborative_experts.apps.evaluate import ablate, evaluate_run
+from collaborative_experts.apps.train import train_run
 from collaborative_experts.training import loop as training
 from helpers import captioned, untrained
 
@@ -135,7 +137,7 @@ def test_resume_by_the_command(folder, capsys):
 
 def test_weights_know_their_encoder(folder):
     """Sentences are embedded by the encoder of the training, and by no other."""
-    result = run.train_run(folder / "run.toml")
+    result = train_run(folder / "run.toml")
     op = package.CollaborativeExperts(weights_path=result.weights_path, device="cpu")
     sentence = "1,2,3,4,5,6,7,8,9,0 0,1,0,1,0,1,0,1,0,1"
     expected = op.encode_text(Numbers()([sentence]))[0]  # a list, which is padded as in training
@@ -213,7 +215,7 @@ def test_a_batch_larger_than_the_training_set_is_lowered(folder):
     path = folder / "run.toml"
     path.write_text(RUN.replace("batch_size = 8", "batch_size = 80").replace("epochs = 12", "epochs = 1"))
     with pytest.warns(UserWarning, match="batch_size 80 is lowered to 36, as there are 36 training videos"):
-        assert run.train_run(path).best_epoch == 1
+        assert train_run(path).best_epoch == 1
 
 
 def test_no_run_file(tmp_path, capsys):
@@ -228,7 +230,7 @@ def test_one_expert_has_nothing_to_leave_out():
         data.features.ids, {"motion": data.features.experts["motion"]}, {"motion": data.features.ind["motion"]}
     )
     dataset = package.CaptionedVideos(features, data.targets, data.tokens)
-    assert list(run.ablate(untrained(package.CEConfig.from_dict(config)), dataset)) == ["all experts"]
+    assert list(ablate(untrained(package.CEConfig.from_dict(config)), dataset)) == ["all experts"]
 
 
 @pytest.mark.skipif(not TRECVID.is_dir(), reason="the TRECVID-VTT features are not here")
@@ -244,8 +246,8 @@ shared_dim = 256
 epochs = 3
 batch_size = 64
 """)
-    run.train_run(tmp_path / "run.toml")
-    found = run.evaluate_run(tmp_path / "run.toml")
+    train_run(tmp_path / "run.toml")
+    found = evaluate_run(tmp_path / "run.toml")
     assert found["all experts"].text_to_video.queries == 1790
     assert found["all experts"].text_to_video.r10 > 15
     assert found["all experts"].text_to_video.r10 > found["only audio"].text_to_video.r10 > 4

@@ -59,9 +59,35 @@ def test_commands_inside_the_folder(clone):
     assert "extract" in run_python(clone, "-m", "collaborative_experts", "--help")
 
 
-def test_training_is_imported_when_it_is_used(clone):
-    code = "import sys, collaborative_experts as ce; print('collaborative_experts.training.loop' in sys.modules)"
-    assert run_python(clone, "-c", code) == "False"
+def test_import_takes_no_pytorch(clone):
+    """The import registers the operator with Towhee; PyTorch comes with the first name that needs it."""
+    code = """
+        import sys
+        import collaborative_experts as ce
+        from towhee.runtime.operator_manager import OperatorRegistry
+        assert OperatorRegistry.resolve("video-text-embedding/collaborative-experts") is not None
+        assert not {"torch", "lance", "pandas", "transformers"} & set(sys.modules)
+        assert ce.TrainingConfig().epochs
+        assert "torch" in sys.modules and "collaborative_experts.training.loop" not in sys.modules
+        print("lazy")
+    """
+    assert run_python(clone, "-c", textwrap.dedent(code)) == "lazy"
+
+
+def test_public_names(clone):
+    """Each is there, listed, and none hides the factory, which has the name of a submodule."""
+    code = """
+        import collaborative_experts as ce
+        assert set(ce.__all__) == {"collaborative_experts", *ce._MODULE_OF}
+        assert set(ce.__all__) <= set(dir(ce))
+        for name in ce.__all__:
+            assert getattr(ce, name).__name__ == name if name != "MSRVTT" else ce.MSRVTT
+        from collaborative_experts.collaborative_experts import CollaborativeExperts
+        assert ce.CollaborativeExperts is CollaborativeExperts
+        assert ce.collaborative_experts.__module__ == "collaborative_experts"
+        print("there")
+    """
+    assert run_python(clone, "-c", textwrap.dedent(code)) == "there"
 
 
 SPAWN = """
@@ -113,6 +139,11 @@ def test_the_wheel_holds_every_room_and_data_file(clone, wheel):
     assert {f"collaborative_experts/{path.relative_to(clone)}" for path in modules} <= held
     assert {f"collaborative_experts/{name}" for name in DATA} <= held
     assert not any("/tests/" in name for name in held)
+
+
+def test_the_wheel_brings_the_script(wheel):
+    scripts = ZipFile(wheel).read("collaborative_experts-0.1.0.dist-info/entry_points.txt").decode()
+    assert "collaborative-experts = collaborative_experts.__main__:main" in scripts
 
 
 def test_the_wheel_imports_anywhere(wheel, tmp_path):

@@ -24,7 +24,7 @@ from collaborative_experts import (
     similarity,
 )
 from collaborative_experts.retrieval import index as module
-from helpers import check_answers, random_embeddings, random_inputs
+from helpers import SMALL, check_answers, random_embeddings, random_inputs
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 
@@ -522,3 +522,24 @@ def test_killed_at_random_moments(root):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("killed 5 times")
+
+
+def test_weights_path(small_op, tmp_path):
+    """Noted in one commit, kept through additions, and none before the first."""
+    experts, ind, _ = random_inputs(SMALL, 3)
+    video = small_op.encode_video(experts, ind | {"face": torch.ones(3)})  # something to find each by
+    with VideoIndex(tmp_path / "videos.lance") as index:
+        assert (index.weights_path, index.model) == (None, None)
+        with pytest.raises(ValueError, match="holds no videos yet"):
+            index.note_weights("w.safetensors")
+        index.add(["a", "b", "c"], video)
+        assert (index.weights_path, index.model) == (None, small_op.identity)
+        index.note_weights(tmp_path / "w.safetensors")
+        versions = len(list((tmp_path / "videos.lance" / "_versions").iterdir()))
+        index.note_weights(tmp_path / "sub" / ".." / "w.safetensors")
+        assert len(list((tmp_path / "videos.lance" / "_versions").iterdir())) == versions
+        index.add(["d", "a"], video[:2])
+        index.optimise()
+    with VideoIndex(tmp_path / "videos.lance") as index:
+        assert index.weights_path == (tmp_path / "w.safetensors").resolve()
+        assert len(index) == 4

@@ -1,0 +1,86 @@
+"""`evaluate`: figures of trained weights on the test videos of a run file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..base.files import replacing
+from ..hub.operator import CollaborativeExperts
+from ..retrieval.evaluation import Evaluation, evaluate
+from ..training.data import CaptionedVideos
+from ..training.run_folder import BEST
+from .run_file import Run
+
+
+def evaluate_run(path: str | Path, weights: str | Path | None = None) -> dict[str, Evaluation]:
+    """Evaluate the run's best weights, or others, on its test split; also written as `evaluation.json`."""
+    run = Run.read(path)
+    op = CollaborativeExperts(weights_path=weights or run.folder / BEST)
+    found = ablate(op, run.dataset(run.test))
+    run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
+    with replacing(run.folder / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(_plain(found), indent=2))
+    return found
+
+
+def ablate(op: CollaborativeExperts, dataset: CaptionedVideos) -> dict[str, Evaluation]:
+    """Figures with all experts, with each alone ("only motion"), and with each left out ("without motion").
+
+    A video that lacks all experts of a row scores 0 with every text.
+    """
+    text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
+    features, names = dataset.features, op.config.expert_names
+
+    def with_experts(kept: list[str]) -> Evaluation:
+        ind = {name: flag * (name in kept) for name, flag in features.ind.items()}
+        return evaluate(text, op.encode_video(features.experts, ind), dataset.targets)
+
+    found = {"all experts": with_experts(list(names))}
+    if len(names) > 1:
+        found |= {f"only {name}": with_experts([name]) for name in names}
+        found |= {f"without {name}": with_experts([other for other in names if other != name]) for name in names}
+    return found
+
+
+def table(found: Mapping[str, Evaluation]) -> str:
+    """Figures of several evaluations, a row each: recalls in percent and median ranks, in both directions."""
+    width = max(map(len, found))
+    head = "   R@1    R@5   R@10    MdR"
+    lines = [f"{'':{width}}  {'text to video':^{len(head)}}   {'video to text':^{len(head)}}".rstrip()]
+    lines.append(f"{'':{width}}  {head}   {head}")
+    for name, result in found.items():
+        figures = "   ".join(
+            f"{m.r1:6.1f} {m.r5:6.1f} {m.r10:6.1f} {m.median_rank:6.1f}"
+            for m in (result.text_to_video, result.video_to_text)
+        )
+        lines.append(f"{name:{width}}  {figures}")
+    queries = next(iter(found.values()))
+    lines.append(
+        f"{queries.text_to_video.queries:,} captions, {queries.video_to_text.queries:,} videos; recalls in percent"
+    )
+    return "\n".join(lines)
+
+
+def _plain(found: Mapping[str, Evaluation]) -> dict[str, object]:
+    """The figures fit for JSON."""
+    return {name: result.to_dict() for name, result in found.items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("run", type=Path, metavar="RUN.toml", help="the file that train was given")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="default: the run's best")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "example: %(prog)s run.toml"
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the command, print the table, and return the exit status."""
+    found = evaluate_run(options.run, options.weights)
+    print(json.dumps(_plain(found)) if options.json else table(found))
+    return 0
