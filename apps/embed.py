@@ -32,7 +32,7 @@ def embed(features: Files, weights: str | Path, to: str | Path, device: str | No
         FileNotFoundError, TypeError, ValueError: as `read_features`, the operator and `VideoIndex.add`.
     """
     op = CollaborativeExperts(weights_path=weights, device=device, modality="video")
-    clips = _read_clips(features)
+    clips = read_clips(features)
     added = 0
     with VideoIndex(to) as index:
         for batch in iter_features(features, config=op.config):
@@ -46,7 +46,7 @@ def embed(features: Files, weights: str | Path, to: str | Path, device: str | No
     return added
 
 
-def _read_clips(features: Files) -> dict[str, Clip]:
+def read_clips(features: Files) -> dict[str, Clip]:
     """{id: its clip} of a dataset of `extract`. Other files know no clips; a missing one is told of by its reader."""
     if not isinstance(features, str | Path) or Path(features).suffix != LANCE or not Path(features).exists():
         return {}

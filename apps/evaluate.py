@@ -14,6 +14,8 @@ from ..hub.operator import CollaborativeExperts
 from ..retrieval.evaluation import Evaluation, evaluate
 from ..training.data import CaptionedVideos
 from ..training.run_folder import BEST
+from .report import write_report
+from .report_run import QUERIES, report_run
 from .run_file import Run
 
 
@@ -76,11 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN.toml", help="the file that train was given")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="default: the run's best")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page of captions, the worst first")
+    parser.add_argument("--queries", type=int, default=QUERIES, help=f"captions of that page; default: {QUERIES}")
     parser.epilog = "example: %(prog)s run.toml"
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, print the table, and return the exit status."""
+    if options.queries < 1:
+        raise ValueError(f"--queries: expected 1 or more, got {options.queries}")
     found = evaluate_run(options.run, options.weights)
+    if options.html:
+        write_report(report_run(options.run, options.weights, found, options.queries), options.html)
     print(json.dumps(_plain(found)) if options.json else table(found))
     return 0
