@@ -1,6 +1,7 @@
 # make demo    run the hub's code example through Towhee's real loader
 # make test    run the tests
 # make train-demo  make a small corpus of videos, train on it, search it (about a minute); writes demo/
+# make search-demo  the same, then a page on which to search in it; prints its address
 # make install link this folder into your Towhee cache, where ops.video_text_embedding.collaborative_experts() finds it
 # make lint    ruff, and mypy on base/, features/ and retrieval/
 # make bench   speed and memory beside towhee.models' CENet, scores, the index (half an hour; on a quiet machine)
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CACHE = $${TOWHEE_HOME:-$$HOME/.towhee}/operators/video-text-embedding/collaborative-experts/versions/main
 
-.PHONY: demo test train-demo lint install bench image clean
+.PHONY: demo test train-demo search-demo lint install bench image clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/code_example.py
@@ -21,6 +22,9 @@ test: $(VENV)/installed
 
 train-demo: $(VENV)/installed
 	$(BIN)/python examples/train_demo.py --folder demo
+
+search-demo: $(VENV)/installed
+	$(BIN)/python examples/search_demo.py --folder demo
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from ..retrieval.evaluation import Evaluation, evaluate
 from ..training.data import CaptionedVideos
 from ..training.encoder import EncoderIdentity, check_same_encoder
 from ..training.run_folder import BEST
+from .report import write_report
+from .report_run import QUERIES, report_run
 from .run_file import TEST, Run, add_run_arguments
 
 
@@ -95,11 +97,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="default: the run's best")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page of captions, the worst first")
+    parser.add_argument("--queries", type=int, default=QUERIES, help=f"captions of that page; default: {QUERIES}")
     parser.epilog = "example: %(prog)s run.toml"
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, print the table, and return the exit status."""
+    if options.queries < 1:
+        raise ValueError(f"--queries: expected 1 or more, got {options.queries}")
     found = evaluate_run(options.run, options.weights, options.set, options.folder)
+    if options.html:
+        run = Run.read(options.run, options.set, options.folder)
+        name = f"Evaluation of {options.run.name}"
+        write_report(report_run(name, run, options.weights, found, options.queries), options.html)
     print(json.dumps(_plain(found)) if options.json else table(found))
     return 0

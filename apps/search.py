@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..retrieval.index import VideoIndex
 from ..retrieval.result import SearchResult
+from .report import report_search, write_report
 
 if TYPE_CHECKING:
     from ..retrieval.index import SentenceOperator
@@ -91,7 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=int, default=10, help="answers for each sentence; default: 10")
     parser.add_argument("--where", metavar="SQL", help='such as "start_s >= 60"')
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, to look at or mail")
     parser.epilog = 'example: %(prog)s videos.lance "a dog runs on a beach" "a crowd cheers" -k 5'
 
 
@@ -107,6 +110,11 @@ def run_command(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.to_dict()))
         return 0
-    for text, asked in enumerate(options.sentences or [f"like {options.like}"]):
+    sentences = options.sentences or [f"like {options.like}"]
+    if options.html:
+        write_report(report_search(sentences, found), options.html)
+        print(options.html)
+        return 0
+    for text, asked in enumerate(sentences):
         print(f"> {asked}\n{found[text]}\n")
     return 0

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from demo_corpus import CELL, SAMPLE_RATE, SIDE, STRIP, draw_glyph, make_corpus
+from demo_corpus import CELL, FRAME_RATE, FRAMES, SAMPLE_RATE, SIDE, STRIP, draw_glyph, make_corpus
 from matplotlib.colors import rgb_to_hsv
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -226,11 +226,19 @@ def build(folder: Path, videos: int, seed: int) -> None:
 
 
 def store(folder: Path) -> None:
-    """Index the test videos."""
+    """Index the test videos, with their files and the words that were read in them."""
     features = read_features(folder / "features", read_captions(folder / "captions.csv", "test").unique_ids())
     op = CollaborativeExperts(weights_path=folder / "run" / BEST, modality="video")
+    paths = [(folder / "videos" / f"{name}.mp4").resolve() for name in features.ids]
+    signs = [read_sign(read_video(path)[0]) for path in paths]
     with VideoIndex(folder / "videos.lance") as index:
-        index.add(features.ids, op.encode_video(features.experts, features.ind))
+        index.add(
+            features.ids,
+            op.encode_video(features.experts, features.ind),
+            uris=[str(path) for path in paths],
+            spans=[(0.0, FRAMES / FRAME_RATE)] * len(paths),
+            metadata=[{"text": {"words": sign}} if sign else None for sign in signs],
+        )
 
 
 def answer(folder: Path, queries: Sequence[str]) -> SearchResult:

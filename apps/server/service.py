@@ -128,8 +128,8 @@ class SearchService:
             return [self._response([[] for _ in one], 0, True) for one in asked]
         if first.like:
             found = self.index.search_like(sorted({x for one in asked for x in one}), count, where=where)
-            rows = {x: row for row, x in enumerate(sorted({x for one in asked for x in one}))}
-            lists = [self._listed(found, [rows[x] for x in one], first.offset) for one in asked]
+            row_of = {x: row for row, x in enumerate(sorted({x for one in asked for x in one}))}
+            lists = [self._listed(found, [row_of[x] for x in one], first.offset) for one in asked]
         else:
             text = _joined([texts.rows(request.texts, request.expert_weights) for request in requests])
             found = self.index.search(text, count, where=where)

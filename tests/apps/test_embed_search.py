@@ -65,6 +65,10 @@ def test_embed_then_search(folder, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("> a dog\n")
     assert expected.ids[0, 0] in printed
+    report = folder / "found.html"
+    assert main(["search", store, "a dog", "two cats", "--weights", weights, "-k", "5", "--html", str(report)]) == 0
+    assert all(name in report.read_text("utf-8") for name in expected.ids.ravel())
+    capsys.readouterr()
     assert main(["search", store, "--like", "v05", "-k", "3", "--where", "id < 'v10'", "--json"]) == 0
     [alike] = json.loads(capsys.readouterr().out)
     assert len(alike) == 3

@@ -81,7 +81,11 @@ def test_train_and_evaluate(folder, capsys):
     printed = capsys.readouterr().out
     assert "text to video" in printed
     assert f"{folder / 'run' / 'best.safetensors'}" in printed
-    assert main(["evaluate", str(folder / "run.toml")]) == 0
+    report = folder / "report.html"
+    assert main(["evaluate", str(folder / "run.toml"), "--html", str(report), "--queries", "6"]) == 0
+    page = report.read_text("utf-8")
+    assert page.count("<section class='query'>") == 6
+    assert page.count("the right one") >= 6
     printed = capsys.readouterr().out
     (folder / "run").rename(folder / "moved")  # the weights are all that is needed
     assert main(["evaluate", str(folder / "run.toml"), "--weights", str(folder / "moved" / "best.safetensors")]) == 0

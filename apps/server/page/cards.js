@@ -62,7 +62,7 @@ export function textsOf(video) {
   if (typeof metadata.caption === "string") found.push(["Caption", metadata.caption]);
   const names = { ocr: "Read in the picture", speech: "Heard" };
   for (const [expert, text] of Object.entries(metadata.text ?? {})) {
-    if (typeof text === "string" && text.trim()) found.push([names[expert] ?? `Text of ${expert}`, text.trim()]);
+    if (typeof text === "string" && text.trim()) found.push([names[expert] ?? `Text from ${expert}`, text.trim()]);
   }
   for (const [expert, labels] of Object.entries(metadata.labels ?? {})) {
     if (Array.isArray(labels) && labels.length) found.push([`Recognised by ${expert}`, labels.join(", ")]);

@@ -80,11 +80,14 @@ function whyFound(reasons, context) {
   return [heading, el("p", {}, `It is like the clip you chose: mean cosine ${number(answer.score)} over the experts that both have.`), table(experts, false)];
 }
 
+/** The score, and the experts that add the most to it and take the most away. */
 function summary(experts, score) {
-  const best = [...experts].filter((entry) => entry.share > 0).sort((a, b) => b.share - a.share)[0];
-  const lead = el("p", {}, "Score ", el("strong", {}, number(score)));
-  if (best) lead.append(", most of it by ", swatch(best.expert), ` ${best.expert}`, ` (${Math.round((100 * best.share) / Math.max(score, best.share))}%)`);
-  lead.append(".");
+  const lead = el("p", {}, "Score ", el("strong", {}, number(score)), ". ");
+  const sorted = experts.filter((entry) => entry.available).sort((a, b) => b.share - a.share);
+  const [most, least] = [sorted[0], sorted[sorted.length - 1]];
+  if (most?.share > 0) lead.append(swatch(most.expert), ` ${most.expert} adds most (${number(most.share)})`);
+  if (most?.share > 0 && least.share < 0) lead.append(", ", swatch(least.expert), ` ${least.expert} takes most away (${number(least.share)})`);
+  if (most?.share > 0) lead.append(".");
   return lead;
 }
 
@@ -94,7 +97,7 @@ function table(experts, withWeights = true) {
   const cell = (text) => el("td", {}, text);
   const line = (entry) => {
     const name = el("th", { scope: "row" }, swatch(entry.expert), ` ${entry.expert}`);
-    if (!entry.available) return el("tr", { class: "missing" }, name, ...(withWeights ? [cell(number(entry.weight, 2))] : []), el("td", { colspan: withWeights ? "3" : "2" }, "not in this clip"));
+    if (!entry.available) return el("tr", { class: "missing" }, name, ...(withWeights ? [cell(number(entry.weight, 2))] : []), el("td", { colspan: withWeights ? "2" : "1" }, "not in this clip"), el("td", { class: "bar-cell" }));
     const figures = withWeights ? [cell(number(entry.weight, 2)), cell(number(entry.cosine, 2))] : [];
     return el("tr", {}, name, ...figures, cell(number(entry.share)), el("td", { class: "bar-cell" }, shareBar({ [entry.expert]: entry.share }, scale, { hidden: true })));
   };
@@ -102,7 +105,7 @@ function table(experts, withWeights = true) {
     "table",
     { class: "shares" },
     el("caption", { class: "unseen" }, "What each expert adds to the score"),
-    el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)), el("td", {}))),
+    el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)), el("td", { class: "bar-cell" }))),
     el("tbody", {}, ...experts.map(line)),
   );
 }

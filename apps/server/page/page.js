@@ -131,8 +131,8 @@ function drawStart() {
     clearAll(message("This service was started without a model for sentences", "Start it again with: serve VIDEOS.lance --weights WEIGHTS"));
     return;
   }
-  const many = videos === null ? "" : `${videos.toLocaleString("en")} clips. `;
-  clearAll(message(`${many}Type a sentence, as you would tell it to a person.`, "The best clips come first, and each says why it was found. Press / to type, Enter to search."));
+  clearAll(message("Type a sentence, as you would say it to a person", "The best clips come first, and each says why it was found. Press / to type and Enter to search."));
+  if (videos !== null) byId("status").textContent = `${videos.toLocaleString("en")} clips`;
   drawLegend(byId("legend"), experts);
 }
 
@@ -179,7 +179,12 @@ byId("token-form").addEventListener("submit", async (event) => {
 
 function showClip() {
   reading.abort();
-  if (!state.clip) return closeClip(clip);
+  if (!state.clip) {
+    const seen = clip.open ? answers.findIndex((video) => video.id === clip.dataset.id) : -1;
+    closeClip(clip);
+    return grid.querySelectorAll(".open")[seen]?.focus();
+  }
+  clip.dataset.id = state.clip;
   reading = new AbortController();
   const at = answers.findIndex((video) => video.id === state.clip);
   openClip(clip, state.clip, {
@@ -202,16 +207,10 @@ function replace(next) {
   show(next);
 }
 
-/** Back to the answers, and to the card of the clip that was seen last. */
+/** Back to the answers: to the entry of the history that they have, where the clip was opened from them. */
 function leaveClip() {
-  const seen = answers.findIndex((video) => video.id === state.clip);
-  const focus = () => grid.querySelectorAll(".open")[seen]?.focus();
-  if (!history.state?.opened) {
-    replace({ ...state, clip: "" });
-    return focus();
-  }
-  addEventListener("popstate", () => setTimeout(focus), { once: true });
-  history.back();
+  if (history.state?.opened) history.back();
+  else replace({ ...state, clip: "" });
 }
 
 clip.addEventListener("cancel", (event) => {

@@ -22,7 +22,7 @@ def test_search_gives_what_the_index_gives(client, index, operator):
     assert [[x["id"] for x in one] for one in answer["results"]] == [[x["id"] for x in one] for one in found]
     for one, expected in zip(answer["results"], found, strict=True):
         for x, y in zip(one, expected, strict=True):
-            assert set(x) == {"id", "score", "uri", "start_s", "end_s", "metadata", "shares"}
+            assert set(x) == {"id", "score", "uri", "start_s", "end_s", "metadata", "shares", "media"}
             assert x["score"] == pytest.approx(y["score"], abs=1e-6)
             assert x["shares"] == pytest.approx(y["shares"], abs=1e-6)
             assert [x[name] for name in ("uri", "metadata", "start_s")] == [
