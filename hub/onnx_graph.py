@@ -63,9 +63,9 @@ class Graph:
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
 
-    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+    def add(self, operator: str, *inputs: str, outputs: int = 1, named: str | None = None, **attributes: Any) -> Any:
         """Add a node; returns the name of its output, or a list of names for several."""
-        name = f"{operator}_{len(self._nodes)}"
+        name = named or f"{operator}_{len(self._nodes)}"
         names = [name] if outputs == 1 else [f"{name}.{k}" for k in range(outputs)]
         self._nodes.append(self._onnx.helper.make_node(operator, inputs, names, name=name, **attributes))
         return names[0] if outputs == 1 else names
@@ -97,9 +97,9 @@ class Graph:
         """(rows, in) -> (rows, out)"""
         return self.add("Gemm", x, self.matrix(weight), self.constant(bias), transB=1)
 
-    def normalise(self, x: str, axis: int = -1) -> str:
-        """Length 1 along an axis."""
-        return self.add("Div", x, self.length(x, axis))
+    def normalise(self, x: str, named: str | None = None) -> str:
+        """Rows of length 1."""
+        return self.add("Div", x, self.length(x, -1), named=named)
 
     def length(self, x: str, axis: int) -> str:
         """Euclidean length along an axis, which is kept, at least `EPSILON`."""
@@ -110,8 +110,8 @@ class Graph:
         self._inputs.append(self._onnx.helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def output(self, x: str, name: str, shape: Sequence[int | str]) -> None:
-        self._nodes.append(self._onnx.helper.make_node("Identity", [x], [name], name=name))
+    def output(self, name: str, shape: Sequence[int | str]) -> None:
+        """Make a tensor one of the graph's results."""
         self._outputs.append(self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape))
 
     def to_model(self) -> Any:
@@ -143,11 +143,12 @@ def _add_video_side(graph: Graph, config: CEConfig, parameters: Parameters) -> N
     ]
     pairs = _Pairs(graph, config, parameters, available, inputs) if config.use_ce else None
     for i, (x, at) in enumerate(zip(inputs, there, strict=True)):
-        embedding = _gate(graph, i, parameters, x, at, pairs)
+        expert = config.experts[i].name
+        y = _gate(graph, i, parameters, x, at, pairs)
+        embedding = graph.normalise(y, named=VIDEO_OUTPUT.format(expert))
         if pairs is not None and i + 1 < len(inputs):
             pairs.replace_right(i, embedding)
-        expert = config.experts[i].name
-        graph.output(embedding, VIDEO_OUTPUT.format(expert), ("B", config.output_dims[expert]))
+        graph.output(embedding, ("B", config.output_dims[expert]))
 
 
 def _project(graph: Graph, config: CEConfig, i: int, parameters: Parameters, x: str, there: str) -> str:
@@ -176,7 +177,7 @@ def _clean(graph: Graph, expert: ExpertConfig, parameters: Parameters | None, x:
 
 
 def _gate(graph: Graph, i: int, parameters: Parameters, x: str, there: str, pairs: _Pairs | None) -> str:
-    """Context gating (paper, eq. 5) of expert i, with the mask that the pairs give: (B, D) of length 1"""
+    """Context gating (paper, eq. 5) of expert i, with the mask that the pairs give: (B, D)"""
     unit = f"ce.video_GU.{i}.cg"
     if pairs is None:
         y = graph.linear(x, *fold(parameters.linear(f"{unit}.fc"), *parameters.batch_norm(f"{unit}.batch_norm")))
@@ -187,7 +188,7 @@ def _gate(graph: Graph, i: int, parameters: Parameters, x: str, there: str, pair
         y = graph.linear(x, *fold(parameters.linear(f"{unit}.fc"), scale, shift + mask_shift))
         mask = graph.add("Mul", pairs.mask(i, there), graph.constant(mask_scale))
         y = graph.add("Add", y, mask)
-    return graph.normalise(graph.add("Mul", graph.add("Sigmoid", y), x))
+    return graph.add("Mul", graph.add("Sigmoid", y), x)
 
 
 class _Pairs:
@@ -281,10 +282,10 @@ def _add_text_side(graph: Graph, config: CEConfig, parameters: Parameters) -> No
         y = graph.linear(pooled, *parameters.linear(f"ce.text_GU.{i}.fc", tokens=clusters))
         gate = parameters.linear(f"ce.text_GU.{i}.cg.fc")
         gate = fold(gate, *parameters.batch_norm(f"ce.text_GU.{i}.cg.batch_norm"))
-        y = graph.normalise(graph.add("Mul", graph.add("Sigmoid", graph.linear(y, *gate)), y))
-        graph.output(y, TEXT_OUTPUT.format(expert), ("T", dim))
+        y = graph.add("Mul", graph.add("Sigmoid", graph.linear(y, *gate)), y)
+        graph.output(graph.normalise(y, named=TEXT_OUTPUT.format(expert)), ("T", dim))
     weights = graph.linear(pooled, *_weighing(config, parameters))
-    graph.output(graph.add("Softmax", weights, axis=1), WEIGHTS, ("T", len(config.experts)))
+    graph.output(graph.add("Softmax", weights, axis=1, named=WEIGHTS), ("T", len(config.experts)))
 
 
 def _weighing(config: CEConfig, parameters: Parameters) -> tuple[Tensor, Tensor]:

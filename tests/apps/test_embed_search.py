@@ -1,14 +1,13 @@
 """The commands `embed` and `search`: from files of features to answers."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 
 pytest.importorskip("lance")
 
-from collaborative_experts import CollaborativeExperts, VideoIndex, iter_features, read_features
+from collaborative_experts import CollaborativeExperts, VideoIndex, read_features
 from collaborative_experts.__main__ import main
 from collaborative_experts.apps.bulk import bulk_embed
 from collaborative_experts.training.encoder import identify
@@ -82,7 +81,12 @@ def test_the_index_names_its_weights(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     arguments = ["embed", "features.lance", "--weights", "run/best.safetensors", "--to", "videos.lance", "--json"]
     assert main(arguments) == 0
-    assert json.loads(capsys.readouterr().out) == {"index": "videos.lance", "added": 29}
+    assert json.loads(capsys.readouterr().out) == {
+        "to": "videos.lance",
+        "added": 29,
+        "without_experts": 1,
+        "errors": [],
+    }
     moved = folder.parent / "moved"
     folder.rename(moved)
     monkeypatch.chdir(moved.parent)
@@ -108,7 +112,7 @@ def test_an_index_that_names_no_weights(folder, capsys):
 
 
 def test_batches_are_one_index(folder, monkeypatch):
-    monkeypatch.setattr("collaborative_experts.apps.embed.iter_features", partial(iter_features, batch_size=7))
+    monkeypatch.setattr("collaborative_experts.apps.bulk.BATCH", 7)
     assert bulk_embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance").added == 29
     with VideoIndex(folder / "videos.lance") as index:
         assert len(index) == 29

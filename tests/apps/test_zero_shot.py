@@ -96,7 +96,7 @@ def searched(capsys, *arguments):
 def test_from_features_to_time_spans(features, tmp_path, capsys):
     store = tmp_path / "videos.lance"
     assert main(["embed", str(features), "--zero-shot", "--to", str(store)]) == 0
-    assert "5 videos of" in capsys.readouterr().out  # the clip of motion alone is left out
+    assert "5 videos added" in capsys.readouterr().out  # the clip of motion alone is left out
     rabbit, ship, credits_, hello = searched(capsys, store, "a rabbit", "a ship", "credits", "hello world", "-k", "3")
     assert [x[0][0] for x in (rabbit, ship, credits_, hello)] == [0.0, 5.0, 3.0, 2.0]
     assert rabbit[0][1] == {"labels": {"appearance": ["rabbit", "tree", "bird", "car", "dog"]}}

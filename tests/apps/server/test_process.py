@@ -128,7 +128,7 @@ def test_errors_at_start_are_one_line(options, message, index, tmp_path, capsys,
 
 def test_a_store_that_is_not_there(tmp_path, capsys):
     assert main(["serve", str(tmp_path / "none.lance")]) == 1
-    assert "there is no index" in capsys.readouterr().err
+    assert "there is no such index" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken(index, tmp_path, capsys):
