@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", choices=list(SIDES), default="both", help="default: both, in one graph")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights; default: float32")
     parser.add_argument("--config", type=Path, help="JSON; default: the one inside WEIGHTS, else the MSR-VTT model's")
+    parser.epilog = "example: %(prog)s run/best.safetensors --to model.onnx"
 
 
 def run_command(options: argparse.Namespace) -> int:

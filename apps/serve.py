@@ -130,6 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask; repeatable")
     parser.add_argument("--queue", type=int, default=QUEUE, help=f"requests that wait at most; default: {QUEUE}")
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
+    parser.epilog = "example: %(prog)s videos.lance --media films"
 
 
 def run_command(options: argparse.Namespace) -> int:
