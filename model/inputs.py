@@ -206,8 +206,10 @@ def _to_float32(value: Any, where: str) -> Tensor:
     # Beyond float32 is Inf, which is reported with its row; too small is 0, and signalling NaN is NaN.
     with np.errstate(all="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
-    # PyTorch warns about read-only memory, although nothing here writes to it.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    # PyTorch warns about read-only memory, although nothing here writes to it, and refuses a step backwards even along
+    # an axis of one, such as in the reversed features of a single video.
+    is_plain = array.flags.writeable and all(step >= 0 for step in array.strides)
+    return torch.from_numpy(array if is_plain else array.copy())
 
 
 def _check_dense(value: Tensor, where: str) -> None:

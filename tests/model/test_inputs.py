@@ -70,6 +70,15 @@ def test_integer_features(dtype, small_op):
     assert largest_difference(small_op(experts, ind, text)[1], expected[1]) == 0
 
 
+def test_a_single_video_reversed(small_op):
+    """A step backwards along an axis of one, which PyTorch refuses."""
+    experts, ind, text = random_inputs(SMALL, 1)
+    expected = small_op(experts, ind, text)
+    backwards = {name: x[::-1] for name, x in experts.items()}
+    assert backwards["face"].strides[0] < 0
+    assert largest_difference(small_op(backwards, ind, text[::-1])[1], expected[1]) == 0
+
+
 def test_bfloat16_tensors(small_op):
     experts, _, _ = random_inputs(SMALL, 2)
     rounded = {k: torch.from_numpy(x).bfloat16() for k, x in experts.items()}
