@@ -60,12 +60,12 @@ def compare(side: str, folder: Path, clock: Clock) -> dict[str, Any]:
     found = {"mb": path.stat().st_size / 1e6, "export_s": made - begin, "load_s": loaded - made}
     print("{}: {mb:.1f} MB, exported in {export_s:.1f} s, loaded in {load_s:.1f} s".format(side, **found))
     print("    B  engine ms  ONNX Runtime ms  ratio  largest difference")
-    for size in BATCHES:
-        engine, graph, difference = times(op, session, side, size)
-        found[size] = {"engine_ms": engine * 1e3, "onnx_ms": graph * 1e3, "difference": difference}
-        print(
-            f"{size:5} {engine * 1e3:10.1f} {graph * 1e3:16.1f} {engine / graph:5.2f}x {difference:19.1e}", flush=True
-        )
+    for size, lacking in (*((size, False) for size in BATCHES), *([(256, True)] if side == "video" else [])):
+        engine, graph, difference = times(op, session, side, size, lacking, clock)
+        what = ", half of the flaky experts missing" if lacking else ""
+        found[f"{size}{what}"] = {"engine_ms": engine * 1e3, "onnx_ms": graph * 1e3, "difference": difference}
+        row = f"{size:5} {engine * 1e3:10.1f} {graph * 1e3:16.1f} {engine / graph:5.2f}x {difference:19.1e}"
+        print(row + what, flush=True)
     print()
     return found
 

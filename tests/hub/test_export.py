@@ -10,7 +10,7 @@ import torch
 from collaborative_experts import CEConfig, CollaborativeExperts
 from collaborative_experts.__main__ import main
 from collaborative_experts.hub import export as export_module
-from collaborative_experts.hub.onnx_graph import IR_VERSION, OPSET
+from collaborative_experts.hub.onnx_nodes import IR_VERSION, OPSET
 from collaborative_experts.model.cenet import initial_state
 from collaborative_experts.model.checkpoint import write_weights
 from collaborative_experts.model.engine import supports
