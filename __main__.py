@@ -25,7 +25,7 @@ VERBS = {
     "init": ("init", "a run file for features and captions"),
     "train": ("train", "a model, as a run file says"),
     "evaluate": ("evaluate", "figures on a run's test videos, also with experts left out"),
-    "embed": ("embed", "features to an index, by a trained model"),
+    "embed": ("embed", "features to an index, by a trained model or without one"),
     "search": ("search", "the videos of an index that sentences describe"),
     "export": ("export", "a trained model as ONNX graphs"),
     "serve": ("serve", "an index over HTTP, with a page"),

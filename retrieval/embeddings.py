@@ -95,7 +95,8 @@ class TextEmbeddings:
     Built by hand, they may come as lists, as integers or in any byte order. Tensors lose their gradients.
 
     Attributes:
-        embds: {expert: (T, D)} float32 in the model's order, L2-normalised. D may differ between experts.
+        embds: {expert: (T, D)} float32 in the model's order, L2-normalised; without a trained model (zero_shot.py) an
+            expert's have one length, at most 1. D may differ between experts.
         weights: (T, M) float32, the weight of each expert in the score; rows sum to 1.
         captions_per_video: K, where the T = B * K texts are K captions for each of B videos, a video's side by side.
         model: the model that made them; None for embeddings from elsewhere.

@@ -13,6 +13,7 @@ pytest.importorskip("lance")
 pytest.importorskip("cv2")
 pytest.importorskip("rapidocr")
 pytest.importorskip("efficientnet_lite_pytorch")
+pytest.importorskip("sentence_transformers")
 
 from collaborative_experts.apps.extract import add_arguments, extract
 
@@ -30,7 +31,7 @@ def blocks(root, tmp_path, monkeypatch):
 
 
 def test_python_blocks_run(blocks, tmp_path, monkeypatch):
-    first, expert, last = blocks["python"]
+    first, expert, search, last = blocks["python"]
     namespace = {}
     exec(compile(first, "docs/extract.md, block 1", "exec"), namespace)
     assert namespace["report"].problems == []
@@ -40,7 +41,9 @@ def test_python_blocks_run(blocks, tmp_path, monkeypatch):
     assert report.problems == []
     monkeypatch.delitem(sys.modules, "my_experts")
     extract("videos", "with_words.lance", experts=["appearance", "ocr"])
-    exec(compile(last.replace("features.lance", "with_words.lance"), "docs/extract.md, block 3", "exec"), namespace)
+    exec(compile(search.replace("features.lance", "with_words.lance"), "docs/extract.md, block 3", "exec"), namespace)
+    assert namespace["found"].ids[0, 0] == "film.mp4"
+    exec(compile(last.replace("features.lance", "with_words.lance"), "docs/extract.md, block 4", "exec"), namespace)
     assert namespace["table"].num_rows == 1
 
 
