@@ -574,8 +574,8 @@ def _without(result: SearchResult, names: Sequence[str], k: int) -> SearchResult
 
 def _equal_weights(available: torch.Tensor) -> torch.Tensor:
     """(n, M) bool -> weights that are equal for the experts a video has, and sum to 1."""
-    there = available.float()
-    return there / there.sum(1, keepdim=True).clamp_min(1)
+    weights = available.float()
+    return weights / weights.sum(1, keepdim=True).clamp_min(1)
 
 
 def _dims(embeddings: VideoEmbeddings | TextEmbeddings) -> dict[str, int]:
