@@ -292,7 +292,7 @@ class VideoIndex:
         return result[0] if single else result
 
     def read(self, ids: Sequence[str | int] | str | int) -> StoredVideos:
-        """What the index holds of some videos, in the order of `ids`; those that are not there are left out.
+        """The stored rows of some videos, in the order of `ids`. Videos that are not in the index are left out.
 
         Raises:
             TypeError, ValueError: as `add` for ids, or an empty index.
