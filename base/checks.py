@@ -1,4 +1,4 @@
-"""Checks of single values that a caller passed; each raises TypeError or ValueError with expected and found."""
+"""Checks of single values that a caller passed. Each raises TypeError or ValueError with expected and found."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def check_mapping(value: object, where: str) -> Mapping[str, Any]:
 def check_choice(value: object, choices: Collection[object], where: str) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str | None) or value not in choices:
-        found = repr(value) if isinstance(value, str | int) else type(value).__name__
-        raise ValueError(f"{where}: expected one of {', '.join(map(repr, choices))}, got {found}")
+        shown = repr(value) if isinstance(value, str | int) else type(value).__name__
+        raise ValueError(f"{where}: expected one of {', '.join(map(repr, choices))}, got {shown}")
 
 
 def video_id(value: object) -> str:
-    """The id of a video as text; integers count as their decimal digits. Raises TypeError for anything else."""
+    """The id of a video as text. Integers count as their decimal digits. Raises TypeError for anything else."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | np.integer):

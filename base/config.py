@@ -1,4 +1,4 @@
-"""What a model is made of: experts, text, and the choices of Collaborative Experts (CE).
+"""The description of a model: its experts, its text side, and the choices of Collaborative Experts (CE).
 
 `CEConfig` is the one description of a model that the other modules read. It is built from any of the
 dict forms that people have (`CEConfig.from_dict`) and written back as the short one (`CEConfig.to_dict`).
@@ -20,7 +20,7 @@ from .checks import check_keys, check_mapping, check_size
 from .foreign_configs import short_from_authors, short_from_towhee
 
 USE_CE = ("pairwise", "pairwise-star", "pairwise-star-specific", "pairwise-star-tensor", "triplet", "")
-"""The forms of collaboration that CENet knows; "" is none at all: a mixture of embedding experts (MoEE)."""
+"""The forms of collaboration that CENet knows; "" means none, which is a mixture of embedding experts (MoEE)."""
 
 CONCAT = "concat"
 """Name of the one embedding that `concat_experts` gives."""
@@ -100,7 +100,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CEConfig:
-    """A Collaborative Experts model; everything that decides its parameters and its embeddings.
+    """The settings of a Collaborative Experts model that decide its parameters and its embeddings.
 
     Attributes:
         experts: in the model's own order, which is part of the model: an expert is gated with the

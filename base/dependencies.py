@@ -23,15 +23,17 @@ def check_dependencies(requirements: Path = REQUIREMENTS) -> None:
             raise ValueError(f"{requirements}: expected lines such as name, name>=1.2 or name<1.2, got {line!r}")
         name, relation, limit = match.groups()
         try:
-            found = version(name)
+            installed = version(name)
         except PackageNotFoundError:
             problems.append(f"{line} (missing)")
             continue
-        if relation and (_release(found) >= _release(limit)) != (relation == ">="):
-            problems.append(f"{line} (found {found})")
+        if relation and (_release(installed) >= _release(limit)) != (relation == ">="):
+            problems.append(f"{line} (found {installed})")
     if problems:
-        wanted = " ".join(f"'{problem.split()[0]}'" for problem in problems)
-        raise ImportError(f"collaborative_experts needs {', '.join(problems)}; install with: pip install {wanted}")
+        requirements_to_install = " ".join(f"'{problem.split()[0]}'" for problem in problems)
+        raise ImportError(
+            f"collaborative_experts needs {', '.join(problems)}; install with: pip install {requirements_to_install}"
+        )
 
 
 def extra(module: str, name: str) -> ModuleType:

@@ -88,18 +88,18 @@ def _towhee_expert(name: str, dims: Any, config: Mapping[str, Any], own_dims: bo
     pooled_dim, output_dim = dims
     check_size(pooled_dim, f"{where}, input size")
     check_size(output_dim, f"{where}, output size")
-    own = {"output_dim": output_dim} if own_dims else {}
+    output = {"output_dim": output_dim} if own_dims else {}
     temporal = _optional(_optional(config, "feat_aggregation"), name).get("temporal")
     variable = temporal == "vlad" if temporal else name in config["vlad_clusters"]
     if not variable:
-        return {"dim": pooled_dim, **own}
+        return {"dim": pooled_dim, **output}
     if name not in config["vlad_clusters"]:
         raise ValueError(f"{where}: a 'vlad' expert needs its number of clusters in vlad_clusters")
     clusters = config["vlad_clusters"][name]
     check_size(clusters, f"config: vlad_clusters[{name!r}]")
     if pooled_dim % clusters:
         raise ValueError(f"{where}: expected a multiple of its {clusters} clusters, got {pooled_dim}")
-    return {"dim": pooled_dim // clusters, "clusters": clusters, **own}
+    return {"dim": pooled_dim // clusters, "clusters": clusters, **output}
 
 
 # --- the CE authors' config.json ------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def _choices(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_own_dims(choices: Mapping[str, Any]) -> bool:
-    """Whether each expert's embedding has a size of its own, as in MoEE."""
+    """True where each expert's embedding has a size of its own, as in MoEE."""
     return not (choices.get("use_ce", "pairwise") or choices.get("mimic_ce_dims") or choices.get("concat_experts"))
 
 

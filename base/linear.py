@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-12
-"""Lengths below this count as this; F.normalize's value, which CENet uses."""
+"""The least length that a vector is divided by. The value is that of `F.normalize`, which CENet uses."""
 
 FEWEST_ROWS = 6
-"""oneDNN reads the weights for so many rows a fifth to a third faster than for a single one (see `spare_rows`)."""
+"""For so many rows oneDNN reads the weights a fifth to a third faster than for a single one (see `spare_rows`)."""
 
 Layer = Callable[[Tensor], Tensor]
 """(rows, in) -> (rows, out)"""
@@ -38,7 +38,7 @@ def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, devic
 
 
 def spare_rows(x: Tensor) -> Tensor:
-    """On CPU, rows of zeros added up to `FEWEST_ROWS`; who adds them drops them at the end, not every layer."""
+    """The rows, on CPU with rows of zeros below them up to `FEWEST_ROWS`. The caller drops these at the end."""
     if x.is_cuda or len(x) >= FEWEST_ROWS:
         return x
     padded = x.new_zeros(FEWEST_ROWS, *x.shape[1:])
@@ -51,7 +51,7 @@ INT8_STEPS = 63
 bits: with 7 bits of a row and 8 of a weight that cannot overflow."""
 
 INT8_ZERO = 64
-"""oneDNN's fast product takes rows without a sign; this is what stands for 0."""
+"""The number that stands for 0 in a row: oneDNN's fast product takes numbers without a sign."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Int8Rows:
 
 
 def int8_rows(x: Tensor) -> Int8Rows:
-    """(n, in) -> the same for `int8_linear`; made once for all layers that read it."""
+    """The rows (n, in) in the form that `int8_linear` takes, made once for all layers that read them."""
     x = x.float()
     rows, largest = len(x), x.abs().amax(1, keepdim=True).clamp_min_(EPSILON)
     steps = x * (INT8_STEPS / largest)
@@ -83,8 +83,10 @@ def int8_rows(x: Tensor) -> Int8Rows:
 
 
 def int8_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Callable[[Int8Rows], Tensor]:
-    """x -> x W^T + b on CPU with weights in int8, one scale per output row; gives (rows, out) in `dtype`, and below
-    them spare rows of anything up to `FEWEST_ROWS`."""
+    """x -> x W^T + b on CPU with weights in int8, one scale per output row.
+
+    It gives (rows, out) in `dtype`. Fewer rows than `FEWEST_ROWS` are filled up to so many with arbitrary values.
+    """
     scale = weight.abs().amax(1).clamp_min_(EPSILON) / 127
     packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round_().to(torch.int8), None)
     no_shift, bias = torch.zeros(len(scale), dtype=torch.int64), bias.clone()

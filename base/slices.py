@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def slices(size: int, step: int) -> Iterator[slice]:
-    """Slices of `step` rows that cover `size` rows; the last one may be shorter."""
+    """Slices of `step` rows that cover `size` rows. The last one may be shorter."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 

@@ -49,7 +49,7 @@ class ExpertReader:
         return matrix
 
     def _form_of_first_row(self) -> tuple[bool, int]:
-        """Whether rows are token sequences, and their dimension; (False, 0) where all rows are missing."""
+        """True if rows are token sequences, and their dimension. Gives (False, 0) where all rows are missing."""
         for position, video in enumerate(self._source.ids):
             x = self._clean(self._rows([position])[0], video)
             if x is not None:

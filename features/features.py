@@ -123,7 +123,7 @@ def iter_features(
 ) -> Iterator[Features]:
     """Read features in batches of videos, with a progress bar, for files larger than memory.
 
-    Args and errors are those of `read_features`; the joined batches are its result.
+    Args and errors are those of `read_features`. The joined batches are its result.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")

@@ -1,4 +1,4 @@
-"""What an operator computes, in the form that Towhee can hand over to a Triton server.
+"""The network of an operator, in the form that Towhee can hand over to a Triton server.
 
 `towhee.accelerate` makes a client of Triton in place of this class where a pipeline runs in a server that has the
 model's ONNX graph. Both are called alike: with tensors in the order of the graph's inputs.

@@ -154,7 +154,7 @@ class _Pairs:
         return graph.add("Mul", mask, graph.add("Cast", counted, to=1))
 
     def _share(self, available: str) -> tuple[str, str]:
-        """What each expert counts in the mean, (B, 1, M), and how many there are, (B, 1)."""
+        """The weight of each expert in the mean, (B, 1, M), and the number of available experts, (B, 1)."""
         graph = self._graph
         counts = graph.add("ReduceSum", available, graph.axes(1))
         share = graph.add("Div", available, graph.add("Max", counts, graph.number(1)))

@@ -384,7 +384,7 @@ class CollaborativeExperts(NNOperator):
             raise ValueError(f"this operator holds the {self.modality} side only (modality={self.modality!r})")
 
     def _open_weights(self, modality: Modality = None) -> MutableMapping[str, Tensor]:
-        """The weights under CENet's names, from where they come, checked; a file's are always all of them."""
+        """The checked weights under CENet's names: all of the file's, or the initial ones of the held sides."""
         if self.weights_path is None:
             return initial_state(self.config, modality)
         weights = checkpoint.read_weights(self.weights_path)

@@ -26,11 +26,11 @@ def find_weights(config: CEConfig | None, folder: Path = WEIGHTS_DIR) -> Path | 
         if path.suffix not in checkpoint.SUFFIXES or not path.is_file():
             continue
         try:
-            found = checkpoint.read_config(path) or MSRVTT
+            config_of_file = checkpoint.read_config(path) or MSRVTT
         except ValueError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
             continue
-        if config in (None, found):
+        if config in (None, config_of_file):
             fitting.append(path)
     if len(fitting) < 2:
         return fitting[0] if fitting else None

@@ -1,8 +1,8 @@
 """CENet's modules for a `CEConfig`, with CENet's parameter names and its two sides separately callable.
 
-The layers are `towhee.models.collaborative_experts`'; what is new is only how they are put together, so
-that a state dict of CENet's loads as it is while what stands in a caller's way is gone: experts of any
-name and number, one side without the other, and no `drop_nans`, which writes into the caller's tensors.
+The layers are those of `towhee.models.collaborative_experts`, so that a state dict of CENet's loads as it is. They
+are put together anew: experts have any name and number, one side works without the other, and there is no
+`drop_nans`, which writes into the caller's tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from towhee.models.collaborative_experts import CEModule, NetVLAD
 from ..base.config import CONCAT, CEConfig, ExpertConfig
 
 Modality = Literal["video", "text"] | None
-"""The side that is held and computed; None is both."""
+"""The side that is held and computed. None means both."""
 
 _SIDES = {
     "video": ("video_dim_reduce", "dim_reduce", "g_reason_1", "g_reason_unshared_weights", "g_reason_shared",
@@ -57,9 +57,9 @@ class Standardise(nn.Module):
 
 
 class CEModel(nn.Module):
-    """Collaborative Experts in evaluation mode; clean tensors in, embeddings out (inputs.py cleans).
+    """Collaborative Experts in evaluation mode, from clean tensors (inputs.py) to embeddings.
 
-    The state dict has the names and shapes of CENet's; with `modality`, of that side only.
+    The state dict has the names and shapes of CENet's, with `modality` those of that side only.
     """
 
     def __init__(self, config: CEConfig, modality: Modality = None) -> None:

@@ -27,16 +27,16 @@ from ..base.config import CEConfig
 from ..base.files import replacing
 
 CONFIG_KEY = "collaborative_experts.config"
-"""Where a safetensors file keeps its config, as JSON, in its metadata."""
+"""Key of the config, as JSON, in a safetensors file's metadata."""
 
 NOTES_KEY = "collaborative_experts.notes"
-"""Where it keeps what else is known of the weights: a dict, as JSON."""
+"""Key of further facts about the weights, a dict as JSON."""
 
 _LOADING = threading.Lock()
-"""The allow-list for a file that is being read belongs to the process."""
+"""One file is read at a time, since PyTorch's allow-list for it belongs to the process."""
 
 FINGERPRINT_VALUES = 4096
-"""So many values at either end of each tensor make its fingerprint."""
+"""Number of values at either end of each tensor that enter its fingerprint."""
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -70,9 +70,8 @@ class _MappedTensors(MutableMapping):
             self._names = _translate(file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        theirs = self._names[name]
         with _safetensors(self._path) as file:
-            return file.get_tensor(theirs)
+            return file.get_tensor(self._names[name])
 
     def __delitem__(self, name: str) -> None:
         del self._names[name]
@@ -88,7 +87,7 @@ class _MappedTensors(MutableMapping):
 
 
 def read_config(path: str | Path) -> CEConfig | None:
-    """The config that a safetensors file carries; None where there is none. Raises as `read_weights`."""
+    """The config that a safetensors file carries, None where it has none. Raises as `read_weights`."""
     content = _read_metadata(path, CONFIG_KEY)
     try:
         return None if content is None else CEConfig.from_dict(content)
@@ -97,7 +96,7 @@ def read_config(path: str | Path) -> CEConfig | None:
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:
-    """What a safetensors file says of its weights besides the config; `{}` where it says nothing."""
+    """The notes on its weights that a safetensors file holds beside the config, `{}` where it holds none."""
     notes = _read_metadata(path, NOTES_KEY)
     return notes if isinstance(notes, dict) else {}
 
@@ -148,9 +147,9 @@ def check_weights(
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, or ValueError where it holds NaN or Inf; for when it is read anyway, since reading is what costs.
+    """The tensor, or ValueError where it holds NaN or Inf. Called where a tensor is read anyway: reading takes time.
 
-    A finite sum settles the matter at once; large values may have none.
+    A finite sum proves that all values are finite. Large finite values may have an infinite one, so it proves nothing.
     """
     if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
         raise ValueError(f"weights: {name}: expected finite values, got NaN or Inf")
@@ -233,7 +232,7 @@ def _safetensors(path: Path) -> Iterator[safe_open]:
 
 
 class _Inert:
-    """Stands for an object in a checkpoint that is not needed; whatever the file says of it, it does nothing."""
+    """A substitute that does nothing for an object in a checkpoint that is not needed."""
 
     def __new__(cls, *_: object, **__: object) -> _Inert:
         return super().__new__(cls)
@@ -279,7 +278,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     unusual = [name for name, tensor in content.items() if not _is_plain(tensor)]
     if unusual:
         raise ValueError(f"{path}: expected plain dense tensors, got others for {', '.join(unusual[:10])}")
-    return {name: content[theirs] for name, theirs in _translate(content).items()}
+    return {name: content[name_in_file] for name, name_in_file in _translate(content).items()}
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -288,13 +287,13 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _translate(names: Iterable[str]) -> dict[str, str]:
-    """{CENet's name: the file's name}, without what is dropped."""
+    """{CENet's name: the file's name}, without the parameters in `_DROPPED`."""
     named = {name.removeprefix("module."): name for name in names}
-    return {name: theirs for name, theirs in named.items() if not name.startswith(_DROPPED)}
+    return {name: name_in_file for name, name_in_file in named.items() if not name.startswith(_DROPPED)}
 
 
 def file_stamp(path: Path) -> tuple[int, int, int] | None:
-    """Time, size and number of a file, by which a change of it is noticed; None where there is none."""
+    """Time, size and number of a file, by which a change of it is noticed. None where there is no file."""
     if not path.is_file():
         return None
     status = path.stat()

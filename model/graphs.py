@@ -1,8 +1,8 @@
 """CUDA graphs for small batches, whose arithmetic takes a GPU less time than the launching of its kernels does.
 
 A graph is captured once for a batch size and the shapes of the inputs, and then launched as a whole. The sizes are
-powers of two, so that a few graphs serve all small batches; a smaller batch leaves the last rows as they were, and
-what comes of them is dropped.
+powers of two, so that a few graphs serve all small batches. A batch that is smaller than its graph leaves the graph's
+last rows as they were, and their results are dropped.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LARGEST = 64
 """Larger batches keep a GPU busy by themselves."""
 
 MOST_GRAPHS = 32
-"""Shapes beyond so many are computed as they come. No graph is given up for another: PyTorch (pytorch#193402) then
-frees memory that those captured on the same stream still use."""
+"""The most shapes that are captured. No graph is deleted for another: PyTorch (pytorch#193402) would free memory that
+those captured on the same stream still use."""
 
 MOST_SEEN = 1024
 """Shapes that are remembered as seen once."""
@@ -37,7 +37,7 @@ class Graphs:
     decision by what these hold. It comes with each call, so that its owner can hold the graphs and not itself.
 
     A shape is captured when it comes for the second time, so that one which never comes again costs nothing. Several
-    threads and streams may call; they take turns.
+    threads and streams may call. They take turns.
     """
 
     def __init__(self) -> None:
@@ -92,14 +92,14 @@ class Graphs:
 
 
 class _Graph:
-    """One captured call; a replay reads and writes the very tensors that it was captured with."""
+    """One captured call. A replay reads and writes the very tensors that it was captured with."""
 
     def __init__(self, replay: Callable[[], None], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         self._replay, self._inputs, self._outputs = replay, inputs, outputs
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         size = len(inputs[0])
-        for own, x in zip(self._inputs, inputs, strict=True):
-            own[:size] = x
+        for captured, x in zip(self._inputs, inputs, strict=True):
+            captured[:size] = x
         self._replay()
         return [x[:size].clone() for x in self._outputs]

@@ -58,7 +58,7 @@ class TextInput:
 def clean_video(
     experts: Mapping[str, Any], ind: Mapping[str, Any] | None, config: CEConfig, device: torch.device | str = "cpu"
 ) -> VideoInput:
-    """Check and clean features and availability; see the module's head and the README's input rules."""
+    """Check and clean features and availability (the rules stand at `CollaborativeExperts.__call__`)."""
     _check_names(experts, "experts", config)
     if ind is not None:
         _check_names(ind, "ind", config)
@@ -77,10 +77,10 @@ def clean_video(
     columns = []
     for name, x in features.items():
         flag = _expand_flag(flags.get(name), name, size, single)
-        there = torch.zeros(size, dtype=torch.bool)
+        has_expert = torch.zeros(size, dtype=torch.bool)
         if name in given:
-            there = _available_rows(x, short[name], flag, f"experts[{name!r}]")
-        columns.append(there)
+            has_expert = _available_rows(x, short[name], flag, f"experts[{name!r}]")
+        columns.append(has_expert)
     return VideoInput(
         features=features,
         available=torch.stack(columns, dim=1).to(device),
@@ -237,7 +237,7 @@ def _depth(value: Any, most: int = 5) -> int:
 
 
 def _leaves(values: Iterable[Any]) -> Iterable[Any]:
-    """What the arrays of a caller are, below any lists."""
+    """The arrays and numbers that a caller passed, out of any lists."""
     for value in values:
         if isinstance(value, list | tuple) and value and not isinstance(value[0], int | float):
             yield from _leaves(value)
@@ -339,8 +339,10 @@ def _available_rows(x: Tensor, short: Tensor, flag: Tensor | None, where: str) -
 
 
 def _short_rows(arrays: Sequence[Tensor]) -> Sequence[Tensor]:
-    """For each array (B,) bool on the CPU: rows whose length is at most `LARGEST`, and so each of their elements;
-    for all arrays at once, since a GPU has to be waited for."""
+    """For each array (B,) bool on the CPU: rows whose length, and so each element, is at most `LARGEST`.
+
+    All arrays are handled at once, since each transfer waits for the GPU.
+    """
     if not arrays:
         return []
     lengths = torch.stack([torch.linalg.vector_norm(x.flatten(1), dim=1) for x in arrays])
@@ -391,7 +393,7 @@ def _rows_where(mask: Tensor) -> list[int]:
 
 
 def _rows(rows: Sequence[int], captions: int | None = None) -> str:
-    """Which rows; with `captions` K, which video's caption each is."""
+    """The rows in words; with `captions` K, each as a video's row and its caption."""
     if captions is not None and captions > 1:
         named = [f"{row // captions} caption {row % captions}" for row in rows]
         return f"row {named[0]}" if len(rows) == 1 else f"rows {_first_ten(named)}"

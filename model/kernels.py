@@ -18,7 +18,7 @@ from .checkpoint import check_finite
 
 
 def negated_mish(minus_x: Tensor) -> Tensor:
-    """-x -> mish(x) = x tanh(softplus(x)), in a fifth of F.mish's time; its argument is used up.
+    """mish(x) = x tanh(softplus(x)) of -x, in a fifth of F.mish's time. The argument is overwritten.
 
     With q = sigmoid(-x), tanh(log(1 + e^x)) = 2 / (1 + q^2) - 1. The minus sign costs nothing: it is folded
     into the layer that computes x.
@@ -40,7 +40,7 @@ def fold(layer: tuple[Tensor, Tensor], scale: Tensor, shift: Tensor) -> tuple[Te
 
 
 class Parameters:
-    """CENet's parameters by name, folded and packed as they are taken; each is given up when it is read."""
+    """CENet's parameters by name, folded and packed as they are taken. Each can be taken once."""
 
     def __init__(self, weights: MutableMapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
         self._weights = weights
@@ -59,14 +59,14 @@ class Parameters:
         return scale.float(), (bias - mean * scale).float()
 
     def linear(self, name: str, tokens: int = 1) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a linear layer; its input is a NetVLAD of `tokens` clusters, see `Pooling`."""
+        """Weight and bias of a linear layer, whose input is a NetVLAD of `tokens` clusters (see `Pooling`)."""
         weight = self.take(f"{name}.weight")
         if tokens > 1:
             weight = weight.unflatten(1, (-1, tokens)).transpose(1, 2).flatten(1)
         return weight, self.take(f"{name}.bias")
 
     def standardise(self, expert: ExpertConfig) -> Standardise:
-        """What brings an expert's raw features to mean 0 and deviation 1, in float32 whatever `dtype` is."""
+        """The layer that brings an expert's raw features to mean 0 and deviation 1, in float32 whatever `dtype` is."""
         module = Standardise(expert)
         for key in ("mean", "std"):
             getattr(module, key).copy_(self.take(f"standardise.{expert.name}.{key}"))
@@ -86,7 +86,7 @@ class Pooling:
     """NetVLAD (Arandjelovic et al., arXiv 1511.07247, as CENet has it): a token sequence to one vector.
 
     The vector is laid out (clusters, dim), not (dim, clusters) as CENet's, which saves a transposition of
-    every batch; the layer that reads it has its columns in the same order (`Parameters.linear`).
+    every batch. The layer that reads it has its columns in the same order (`Parameters.linear`).
     """
 
     def __init__(self, parameters: Parameters, name: str, clusters: int) -> None:

@@ -1,14 +1,14 @@
 """The pair function g and its mean over an expert's pairs, which is the mask of the expert's gate (paper, section 3.2,
 eq. 2 to 4). The loop over the experts is the engine's.
 
-What is saved against CENet's loop over all pairs:
+Work that is saved against CENet's loop over all pairs:
 - g's first layer on cat(x_i, x_j) is A x_i + B x_j + b, so each half is computed once per expert, not per pair;
 - the mean over pairs is linear, so g's last layer comes after it.
-What is not changed: an expert is gated in the model's order, with the already gated embeddings of the experts
+The order is CENet's: an expert is gated in the model's order, with the already gated embeddings of the experts
 before it, so B x_j is computed again for each expert once it is gated.
 
-`AllPairs` and `AvailablePairs` hold both halves for the pairs that there are; B videos, M experts, n videos that have
-one expert.
+`AllPairs` and `AvailablePairs` hold both halves for the pairs that are computed. B videos, M experts, n videos that
+have one expert.
 """
 
 from __future__ import annotations
@@ -88,18 +88,18 @@ class AllPairs:
     """Every expert of each of B videos with every expert.
 
     Args:
-        left, right: (M, B, D), both halves of g's first layer; `right` is written to.
-        available: (B, M) bool, missing experts have no weight; None where nothing is missing.
+        left, right: (M, B, D), both halves of g's first layer. `right` is written to.
+        available: (B, M) bool, missing experts have no weight. None where nothing is missing.
         include_self: whether an expert is paired with itself, too.
     """
 
     def __init__(self, left: Tensor, right: Tensor, available: Tensor | None, include_self: bool) -> None:
         self._left, self._right, self._include_self = left, right, include_self
-        self._there: Tensor | None = None  # (M, B, 1)
+        self._has_expert: Tensor | None = None  # (M, B, 1)
         if available is not None:
-            self._there = available.T.unsqueeze(2)
+            self._has_expert = available.T.unsqueeze(2)
         elif not include_self:
-            self._there = torch.ones(*right.shape[:2], 1, dtype=torch.bool, device=right.device)
+            self._has_expert = torch.ones(*right.shape[:2], 1, dtype=torch.bool, device=right.device)
 
     def replace_right(self, i: int, right: Tensor) -> None:
         self._right[i] = right[: self._right.shape[1]]
@@ -111,14 +111,14 @@ class AllPairs:
     def mean(self, i: int, x: Tensor) -> Tensor:
         """The mean over the pairs: (M * B, D) -> (B, D)"""
         x = x.unflatten(0, self._right.shape[:2])
-        if self._there is None:
+        if self._has_expert is None:
             return x.mean(0)
-        partners = self._partners(i, self._there)
+        partners = self._partners(i, self._has_expert)
         return x.masked_fill_(~partners, 0).sum(0) / partners.sum(0).clamp_min_(1).to(x.dtype)
 
     def alone(self, i: int) -> Tensor | None:
         """(B, 1) bool, or None where no video is."""
-        return None if self._there is None else ~self._partners(i, self._there).any(0)
+        return None if self._has_expert is None else ~self._partners(i, self._has_expert).any(0)
 
     def _partners(self, i: int, there: Tensor) -> Tensor:
         if self._include_self:

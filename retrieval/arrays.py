@@ -1,4 +1,4 @@
-"""Arrays as callers pass them, made fit for NumPy and PyTorch; nothing is copied that both can read as it is."""
+"""Arrays as callers pass them, made fit for NumPy and PyTorch. Nothing is copied that both can read as it is."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ class VideoIndex:
         return result[0] if single else result
 
     def read(self, ids: Sequence[str | int] | str | int) -> StoredVideos:
-        """What the index holds of some videos, in the order of `ids`; those that are not there are left out.
+        """The stored rows of some videos, in the order of `ids`. Videos that are not in the index are left out.
 
         Raises:
             TypeError, ValueError: as `add` for ids, or an empty index.
@@ -574,8 +574,8 @@ def _without(result: SearchResult, names: Sequence[str], k: int) -> SearchResult
 
 def _equal_weights(available: torch.Tensor) -> torch.Tensor:
     """(n, M) bool -> weights that are equal for the experts a video has, and sum to 1."""
-    there = available.float()
-    return there / there.sum(1, keepdim=True).clamp_min(1)
+    weights = available.float()
+    return weights / weights.sum(1, keepdim=True).clamp_min(1)
 
 
 def _dims(embeddings: VideoEmbeddings | TextEmbeddings) -> dict[str, int]:

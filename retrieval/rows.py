@@ -100,7 +100,7 @@ class StoredVideos:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a store has found for T texts.
+    """The answers of a store to T texts.
 
     Attributes:
         scored: for each text its videos, best first.

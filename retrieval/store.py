@@ -57,7 +57,7 @@ KEPT = timedelta(minutes=10)
 
 SMALL_FRAGMENT = 1024
 MOST_SMALL_FRAGMENTS = 64
-"""So many fragments of fewer than `SMALL_FRAGMENT` rows are put together when rows are added."""
+"""The number of fragments of fewer than `SMALL_FRAGMENT` rows at which they are put together, when rows are added."""
 
 READ_BYTES = 2**19
 """Codes that are read at once: more is no faster, and leaves more memory with the allocator."""
@@ -563,7 +563,7 @@ def _bias_schema(name: str) -> Any:
 
 
 def _biases(bank: QueryBank, header: Header, name: str, batch: Any) -> Any:
-    """What a bank takes from the scores of a batch of rows."""
+    """The biases that a bank subtracts from the scores of a batch of rows."""
     available = availability(batch["pattern"].to_pylist())
     biases = bank.biases(_embeddings(header, _matrix(batch["vector"]), available))
     return extra("pyarrow", "index").record_batch([biases], schema=_bias_schema(name))
@@ -624,5 +624,5 @@ def _among(ids: Sequence[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """What Lance says, without the place in its own sources."""
+    """The first line of Lance's message, without the place in its own sources."""
     return str(error).partition(", /")[0].splitlines()[0]

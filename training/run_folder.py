@@ -80,7 +80,7 @@ def delete_run(path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `write_state` wrote.
+    """The content that `write_state` wrote.
 
     Raises:
         FileNotFoundError: the file does not exist.

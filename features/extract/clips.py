@@ -26,7 +26,7 @@ CUT = 27.0
 
 SHORTEST_SHOT_S = 0.6
 SHORTEST_TAIL_S = 0.5
-"""What is left of a file after its last clip is dropped where it is shorter than this, and than half a window."""
+"""The rest of a file after its last clip is dropped where it is shorter than this and than half a window."""
 
 _SHOT_VIEW = View(fps=0, side=36)
 """PySceneDetect reduces pictures likewise before it compares them."""
@@ -244,13 +244,13 @@ def read_clips(
     """
     cutting = clips.cutting()
     with open_media(file.path, notes, bool(views) or cutting.needs_pictures, with_sound) as media:
-        held: Clip | None = None
+        previous: Clip | None = None
         for clip in _cut(file, media, cutting, views):
-            if held is not None:
-                yield held
-            held = clip
-        if held is not None:
-            yield replace(held, is_last=True, progress=1.0)
+            if previous is not None:
+                yield previous
+            previous = clip
+        if previous is not None:
+            yield replace(previous, is_last=True, progress=1.0)
 
 
 def _cut(file: MediaFile, media: Media, cutting: Cutting, views: frozenset[View]) -> Iterator[Clip]:

@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Making:
-    """How a dataset's features were made.
+    """The settings that a dataset's features were made with.
 
     Attributes:
         clips: how files were cut.
@@ -238,15 +238,15 @@ def _schema(making: Making) -> Any:
     }
     for name, facts in making.experts.items():
         vector = arrow.list_(number, facts["dim"])
-        more = {name: arrow.list_(vector) if facts["sequence"] else vector}
+        added = {name: arrow.list_(vector) if facts["sequence"] else vector}
         if facts["reads_text"]:
-            more[f"{name}_text"] = arrow.string()
+            added[f"{name}_text"] = arrow.string()
         if facts["has_labels"]:
-            more |= {f"{name}_labels": arrow.list_(arrow.string()), f"{name}_scores": arrow.list_(arrow.float32())}
-        twice = more.keys() & columns.keys()
+            added |= {f"{name}_labels": arrow.list_(arrow.string()), f"{name}_scores": arrow.list_(arrow.float32())}
+        twice = added.keys() & columns.keys()
         if twice:
             raise ValueError(f"experts: the name {name!r} makes a second column {min(twice)!r}")
-        columns |= more
+        columns |= added
     return arrow.schema(list(columns.items()), metadata={LANCE_HEADER: making.to_json()})
 
 

@@ -267,15 +267,15 @@ class _Run:
         """The output with its array, or ValueError unless it has the expert's form."""
         if output is None:
             return None
-        found = output if isinstance(output, Extracted) else Extracted(np.asarray(output))
-        x = np.asarray(found.array)
+        extracted = output if isinstance(output, Extracted) else Extracted(np.asarray(output))
+        x = np.asarray(extracted.array)
         expected = f"(N, {extractor.dim})" if extractor.sequence else f"({extractor.dim},)"
         if x.ndim != 1 + extractor.sequence or x.shape[-1] != extractor.dim or x.dtype.kind not in "fiu":
             raise ValueError(f"expected {expected} of numbers, got {x.shape} of {x.dtype}")
         largest = np.finfo(self._dtype).max
         if not (np.abs(x) <= largest).all():
             raise ValueError(f"expected finite numbers up to {largest:g} ({self._dtype}), got others")
-        return Extracted(x, found.text, found.labels, found.scores) if len(x) else None
+        return Extracted(x, extracted.text, extracted.labels, extracted.scores) if len(x) else None
 
 
 # --- decoding ---------------------------------------------------------------------------------------------

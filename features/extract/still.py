@@ -17,7 +17,7 @@ SIDE = 180
 """Pixels of the shorter side, where the caller does not say."""
 
 MOMENTS = (0.5, 0.25, 0.75)
-"""Where in the clip a picture is taken, as parts of its length: the next one where one is nearly of one colour."""
+"""Moments of pictures as parts of the clip's length. The next one is tried where a picture is nearly of one colour."""
 
 PLAIN = 14.0
 """A standard deviation of the brightness below which a picture shows next to nothing: black, or a fade."""
