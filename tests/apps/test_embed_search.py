@@ -111,7 +111,7 @@ def test_every_kind_of_file(folder, write):
     ids = [f"v{i}" for i in range(5)]
     rows = np.random.default_rng(1).standard_normal((5, 12)).astype(np.float32)
     write(files, ids, rows)
-    assert embed(files, folder / "w.safetensors", folder / "videos.lance") == 5
+    assert main(["embed", str(files), "--weights", f"{folder}/w.safetensors", "--to", f"{folder}/videos.lance"]) == 0
     op = CollaborativeExperts(weights_path=folder / "w.safetensors", device="cpu")
     with VideoIndex(folder / "videos.lance") as index:
         table = index.to_arrow().sort_by("id")
