@@ -20,7 +20,7 @@ from .embed import Clip, read_clips
 from .report import Answer, Query, Report
 from .run_file import Run
 
-QUERIES, ANSWERS = 40, 6
+QUERIES, ANSWERS = 40, 5
 """Captions that are shown, and videos of each."""
 
 ROWS = 256
