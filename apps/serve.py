@@ -11,10 +11,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..base.dependencies import extra
-from ..hub.operator import CollaborativeExperts
-from ..retrieval.index import SentenceOperator, VideoIndex
+
+if TYPE_CHECKING:
+    from ..retrieval.index import SentenceOperator, VideoIndex
 
 HOST, PORT, QUEUE = "127.0.0.1", 8000, 256
 STOP_S = 30
@@ -53,6 +55,7 @@ def serve(
     uvicorn = extra("uvicorn", "serve")
     for module in ("fastapi", "prometheus_client"):
         extra(module, "serve")
+    from ..retrieval.index import VideoIndex
     from .server.routes import Settings, make_app
     from .server.security import LOOPBACK, read_token
     from .server.service import SearchService
@@ -62,7 +65,7 @@ def serve(
     with VideoIndex(store) as index, _bound_socket(host, port) as listening:
         if not len(index):
             raise ValueError(f"{store}: there is no index with videos here; make one with embed")
-        service = SearchService(index, sentence_operator(weights, device), media)
+        service = SearchService(index, sentence_operator(index, weights, device), media)
         service.warm()
         pictures = Path(f"{str(store).removesuffix('.lance')}.thumbnails") if "://" not in str(store) else None
         settings = Settings(token, (*LOOPBACK, host), tuple(cors), queue, thumbnails=pictures)
@@ -121,10 +124,12 @@ def _outliving_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def sentence_operator(weights: str | Path | None, device: str | None) -> SentenceOperator | None:
-    """Embeds sentences by the encoder that the weights were trained with."""
+def sentence_operator(index: VideoIndex, weights: str | Path | None, device: str | None) -> SentenceOperator | None:
+    """Embeds sentences by the encoder that the weights were trained with; None without weights."""
     if weights is None:
         return None
+    from ..hub.operator import CollaborativeExperts
+
     return CollaborativeExperts(weights_path=weights, device=device, modality="text")
 
 
@@ -139,6 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask; repeatable")
     parser.add_argument("--queue", type=int, default=QUEUE, help=f"requests that wait at most; default: {QUEUE}")
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
+    parser.epilog = "example: %(prog)s videos.lance --weights run/best.safetensors --media films"
 
 
 def run_command(options: argparse.Namespace) -> int:

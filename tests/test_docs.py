@@ -20,7 +20,8 @@ MODULES = {
     "docs/weights.md": [],
     "docs/errors.md": [],
 }
-"""Optional packages that a page needs. docs/extract.md has a test of its own, with media."""
+"""Optional packages that a page needs. docs/extract.md has a test of its own, with media, and docs/serve.md one with a
+service."""
 
 
 def python_blocks(root, page):
@@ -58,7 +59,7 @@ def test_python_blocks_run(root, page, tmp_path, monkeypatch, capsys):
 
 def test_no_page_is_forgotten(root):
     pages = {f"docs/{path.name}" for path in (root / "docs").glob("*.md")}
-    assert pages - set(MODULES) == {"docs/extract.md", "docs/page.md", "docs/speed.md"}
+    assert pages - set(MODULES) == {"docs/extract.md", "docs/page.md", "docs/serve.md", "docs/speed.md"}
     assert not python_blocks(root, "docs/page.md") + python_blocks(root, "docs/speed.md")
 
 

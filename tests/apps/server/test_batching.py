@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+pytest.importorskip("fastapi")
+
 from collaborative_experts.apps.server.batching import Batcher, QueueFullError
 from collaborative_experts.apps.server.schema import EmbedRequest, ExplainRequest, SearchRequest
 
@@ -28,6 +30,17 @@ def test_those_that_arrive_together_are_one_batch():
 
     assert run(batcher, scenario) == [2 * x for x in range(20)]
     assert sizes == [8, 8, 4]
+
+
+def test_large_requests_make_small_batches():
+    sizes = []
+    batcher = Batcher(lambda xs: xs, window_s=0.05, most=8, size=lambda x: x, observe=sizes.append)
+
+    async def scenario():
+        return await asyncio.gather(*(batcher.submit(x) for x in (6, 6, 6, 1, 1, 30, 2)))
+
+    assert run(batcher, scenario) == [6, 6, 6, 1, 1, 30, 2]
+    assert sizes == [2, 3, 1, 1]
 
 
 def test_one_mistake_is_one_callers():

@@ -1,6 +1,7 @@
 """The command as a process: it stops gracefully, and is there again after a kill."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,10 +10,18 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
+import numpy as np
 import pytest
 
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+import httpx
+
+from collaborative_experts import ModelIdentity, TextEmbeddings
 from collaborative_experts.__main__ import main
+
+JSON = {"Content-Type": "application/json"}
 
 PROGRAM = """
 import sys, time, warnings
@@ -131,6 +140,17 @@ def test_a_store_that_is_not_there(tmp_path, capsys):
     assert "there is no index" in capsys.readouterr().err
 
 
+def test_a_model_that_does_not_fit_is_refused_at_start(index, tmp_path, capsys, monkeypatch):
+    class Other:
+        def encode_sentences(self, sentences):
+            embds = {"motion": np.eye(1, 8), "audio": np.eye(1, 6), "ocr": np.eye(1, 4)}
+            return TextEmbeddings(embds, np.full((1, 3), 1 / 3), model=ModelIdentity("{}", "f" * 64))
+
+    monkeypatch.setattr("collaborative_experts.apps.serve.sentence_operator", lambda *_: Other())
+    assert main(["serve", str(tmp_path / "videos.lance"), "--port", "0"]) == 1
+    assert "embedded by another model" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken(index, tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -139,3 +159,19 @@ def test_a_port_that_is_taken(index, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "in use" in error
     assert "Traceback" not in error
+
+
+def test_the_page_of_the_docs(start, root, tmp_path, monkeypatch, capsys):
+    """Its requests by curl are answered, and its blocks in Python run."""
+    _, address = start(0.0)
+    page = (root / "docs" / "serve.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^curl http://127.0.0.1:8000(/\S+)(?: --json '(.*)')?$", page, flags=re.MULTILINE)
+    assert len(asked) == 5
+    for path, body in asked:
+        response = httpx.request("POST" if body else "GET", address + path, content=body or None, headers=JSON)
+        assert response.status_code == 200, (path, response.text)
+    client, program = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(client.replace("http://127.0.0.1:8000", address), "docs/serve.md", "exec"), {})
+    assert "clip/" in capsys.readouterr().out
+    exec(compile(program, "docs/serve.md", "exec"), {})
