@@ -102,7 +102,13 @@ def collaborative_experts(
     output: Literal["experts", "vector", "embeddings"] = "experts",
     dtype: str = "float32",
 ) -> CollaborativeExperts:
-    """The operator, as the hub calls for it; the arguments are those of `CollaborativeExperts`."""
+    """The operator, as the hub calls for it; the arguments are those of `CollaborativeExperts`.
+
+    >>> config = {"experts": {"motion": 512, "audio": 128}, "text": {"dim": 384}, "shared_dim": 64}
+    >>> op = collaborative_experts(config, device="cpu")
+    >>> op.encode_text([[0.5] * 384])
+    <TextEmbeddings: one text, motion (64), audio (64), NumPy float32>
+    """
     from .hub.operator import CollaborativeExperts
 
     return CollaborativeExperts(config, weights_path, device, modality, output, dtype)

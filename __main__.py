@@ -22,10 +22,12 @@ SCRIPT = "collaborative-experts"
 
 VERBS = {
     "extract": ("extract", "features of a folder of media files"),
+    "init": ("init", "a run file for features and captions"),
     "train": ("train", "a model, as a run file says"),
     "evaluate": ("evaluate", "figures on a run's test videos, also with experts left out"),
     "embed": ("embed", "features to an index, by a trained model"),
     "search": ("search", "the videos of an index that sentences describe"),
+    "export": ("export", "a trained model as ONNX graphs"),
     "serve": ("serve", "an index over HTTP, with a page"),
     "convert": ("convert", "weights to safetensors, or an index .db to .lance"),
     "describe": ("describe", "what is in a weights file"),

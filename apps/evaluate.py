@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..base.files import replacing
 from ..hub.operator import CollaborativeExperts
+from ..model.checkpoint import read_notes
 from ..retrieval.evaluation import Evaluation, evaluate
 from ..training.data import CaptionedVideos
+from ..training.encoder import EncoderIdentity, check_same_encoder
 from ..training.run_folder import BEST
 from .report import write_report
 from .report_run import QUERIES, report_run
-from .run_file import Run
+from .run_file import TEST, Run, add_run_arguments
 
 
-def evaluate_run(path: str | Path, weights: str | Path | None = None) -> dict[str, Evaluation]:
-    """Evaluate the run's best weights, or others, on its test split; also written as `evaluation.json`."""
-    run = Run.read(path)
-    op = CollaborativeExperts(weights_path=weights or run.folder / BEST)
-    found = ablate(op, run.dataset(run.test))
+def evaluate_run(
+    path: str | Path,
+    weights: str | Path | None = None,
+    changes: Sequence[str] = (),
+    folder: str | Path | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate the run's best weights, or others, on its test split; also written as `evaluation.json`.
+
+    Args:
+        changes, folder: as for `Run.read`.
+
+    Raises:
+        ValueError: the weights were trained with another sentence encoder than the run's, or on other experts.
+        Also as `Run.read` and the operator.
+    """
+    run = Run.read(path, changes, folder)
+    weights = Path(weights) if weights else run.folder / BEST
+    op = CollaborativeExperts(weights_path=weights)
+    trained_with = read_notes(weights).get("encoder")
+    if trained_with is not None:
+        check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
+    found = ablate(op, run.dataset(run.test or TEST, op.config))
     run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
     with replacing(run.folder / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(_plain(found), indent=2))
@@ -75,7 +94,7 @@ def _plain(found: Mapping[str, Evaluation]) -> dict[str, object]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("run", type=Path, metavar="RUN.toml", help="the file that train was given")
+    add_run_arguments(parser)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="default: the run's best")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page of captions, the worst first")
@@ -87,8 +106,10 @@ def run_command(options: argparse.Namespace) -> int:
     """Run the command, print the table, and return the exit status."""
     if options.queries < 1:
         raise ValueError(f"--queries: expected 1 or more, got {options.queries}")
-    found = evaluate_run(options.run, options.weights)
+    found = evaluate_run(options.run, options.weights, options.set, options.folder)
     if options.html:
-        write_report(report_run(options.run, options.weights, found, options.queries), options.html)
+        run = Run.read(options.run, options.set, options.folder)
+        name = f"Evaluation of {options.run.name}"
+        write_report(report_run(name, run, options.weights, found, options.queries), options.html)
     print(json.dumps(_plain(found)) if options.json else table(found))
     return 0

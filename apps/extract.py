@@ -1,15 +1,26 @@
-"""`extract`: a folder of media files to `features.lance`."""
+"""`extract`: a folder of media files to `features.lance`, in this process or by actors of Ray Data."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ..features.extract.clips import Clips
-from ..features.extract.expert import PRESETS, make_extractors
-from ..features.extract.run import Report, extract_features, find_media
+from ..base.dependencies import extra
+from ..features.extract.clips import Clips, MediaFile
+from ..features.extract.dataset import FeatureDataset, Making, Row, file_of, rows_table
+from ..features.extract.expert import PRESETS, Extractor, make_extractors
+from ..features.extract.run import Problem, Report, extract_features, find_media, read_rows
 from ..training.encoder import SentenceEncoder
+from .tasks import Pool, Task, add_pool_arguments, pool_of, run_tasks
+
+TASK_BYTES = 2**28
+"""Media files of a task: some small files, or one large one."""
 
 EXIT_PROBLEMS = 3
 """The exit status of a run that came to its end and could not read everything."""
@@ -29,6 +40,7 @@ def extract(
     device: str | None = None,
     encoder: str | None = None,
     dtype: str = "float16",
+    pool: Pool | None = None,
 ) -> Report:
     """Extract the features of all media files below a folder, going on where an earlier run stood.
 
@@ -45,6 +57,7 @@ def extract(
         device: where networks run. None is a GPU where there is one.
         encoder: the sentence encoder for words that are read or heard: a folder or a name. None is MiniLM-L6.
         dtype: "float16" or "float32", in which features are kept.
+        pool: actors of Ray Data that share the files, which every machine finds at the same path; None reads them here.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: a wrong argument, or a dataset of another making.
@@ -53,8 +66,92 @@ def extract(
     """
     chosen = Clips(clips, overlap_s)
     files = find_media(Path(folder))
-    extractors = make_extractors(preset, experts, settings, device, SentenceEncoder(encoder), fps)
-    return extract_features(files, to, extractors, chosen, workers, dtype)
+    make = partial(_make_extractors, preset, experts and list(experts), settings, device, encoder, fps)
+    read = pool and partial(_read_on, pool, make, chosen, workers)
+    return extract_features(files, to, make(), chosen, workers, dtype, read)
+
+
+def _make_extractors(
+    preset: str,
+    experts: list[str] | None,
+    settings: Mapping[str, Mapping[str, object]] | None,
+    device: str | None,
+    encoder: str | None,
+    fps: float | None,
+) -> list[Extractor]:
+    return make_extractors(preset, experts, settings, device, SentenceEncoder(encoder), fps)
+
+
+# --- on Ray -------------------------------------------------------------------------------------------------
+
+REPORT = "report"
+"""The column in which a worker's last row tells what it has done."""
+
+
+def _read_on(
+    pool: Pool,
+    make: Callable[[], Sequence[Extractor]],
+    clips: Clips,
+    workers: int,
+    files: Sequence[MediaFile],
+    dataset: FeatureDataset,
+    report: Report,
+) -> None:
+    """Read media files by a pool of actors into a dataset, which this process alone writes."""
+    compute, begin = extra("pyarrow.compute", "index"), time.perf_counter()
+    tasks = _tasks(files, dataset.ids)
+    with extra("tqdm", "extract-offline").tqdm(total=len(files), unit=" files", desc="extract") as bar:
+        for table in run_tasks(partial(ExtractingWorker, make, clips, workers, dataset.making), tasks, pool):
+            is_row = compute.is_valid(table["id"])
+            dataset.append_table(table.filter(is_row).drop_columns(REPORT))
+            for text in table.filter(compute.invert(is_row))[REPORT].to_pylist():
+                _add_report(report, json.loads(text))
+            bar.update(report.files - bar.n)
+            report.seconds = time.perf_counter() - begin
+
+
+def _tasks(files: Sequence[MediaFile], known: Iterable[str]) -> list[Task]:
+    """Files in groups of up to `TASK_BYTES`, with the clips of them that are known."""
+    known_of: dict[str, list[str]] = {}
+    for clip in known:
+        known_of.setdefault(file_of(clip), []).append(clip)
+    tasks: list[dict[str, Any]] = []
+    size = TASK_BYTES
+    for file in files:
+        size += file.path.stat().st_size
+        if size > TASK_BYTES:
+            tasks.append({"files": [], "known": []})
+            size = file.path.stat().st_size
+        tasks[-1]["files"].append([str(file.path.absolute()), file.name, file.uri])
+        tasks[-1]["known"] += known_of.get(file.name, [])
+    return tasks
+
+
+class ExtractingWorker:
+    """Reads media files. A task gives one table: the dataset's rows, and a last row that has a report alone."""
+
+    def __init__(self, make: Callable[[], Sequence[Extractor]], clips: Clips, workers: int, making: Making) -> None:
+        self._extractors, self._clips, self._workers, self._making = make(), clips, workers, making
+
+    def __call__(self, task: Task) -> Iterator[Any]:
+        files = [MediaFile(Path(path), name, uri) for path, name, uri in task["files"]]
+        rows: list[Row] = []
+        report = Report(Path())
+        known = set(task["known"])
+        read_rows(files, self._clips, self._extractors, known, self._workers, self._making.dtype, rows.extend, report)
+        arrow = extra("pyarrow", "index")
+        last = arrow.table({REPORT: [json.dumps(asdict(report), default=str)]})
+        yield arrow.concat_tables([rows_table(rows, self._making), last], promote_options="default")
+
+
+def _add_report(report: Report, other: Mapping[str, Any]) -> None:
+    """Count what a worker has done."""
+    for name in ("files", "clips", "media_s", "waiting_s"):
+        setattr(report, name, getattr(report, name) + other[name])
+    report.problems += [Problem(**problem) for problem in other["problems"]]
+
+
+# --- the command --------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERT.KEY=VALUE",
         help="a setting of an expert, such as speech.model=FOLDER; may be repeated",
     )
+    add_pool_arguments(parser)
     parser.epilog = (
         "example: %(prog)s videos --to features.lance --clips shots\n\n"
         f"The exit status is {EXIT_PROBLEMS} where not all media could be read; errors.csv beside the dataset says why."
@@ -102,6 +200,7 @@ def run_command(options: argparse.Namespace) -> int:
         device=options.device,
         encoder=options.encoder,
         dtype=options.dtype,
+        pool=pool_of(options),
     )
     print(report)
     return EXIT_PROBLEMS if report.problems else 0

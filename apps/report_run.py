@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..base.slices import slices
+from ..features.extract.clip_facts import ClipFacts, iter_clip_facts
+from ..features.features import Files
+from ..features.formats import LANCE
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.arrays import as_numpy
 from ..retrieval.embeddings import TextEmbeddings, VideoEmbeddings
@@ -16,9 +19,8 @@ from ..retrieval.explain import explain
 from ..retrieval.similarity import similarity
 from ..training.captions import keep_videos_with_features, read_captions
 from ..training.run_folder import BEST
-from .embed import Clip, read_clips
 from .report import Answer, Query, Report
-from .run_file import Run
+from .run_file import TEST, Run
 
 QUERIES, ANSWERS = 40, 5
 """Captions that are shown, and videos of each."""
@@ -28,7 +30,7 @@ ROWS = 256
 
 
 def report_run(
-    path: str | Path, weights: str | Path | None, found: Mapping[str, Evaluation], count: int = QUERIES
+    name: str, run: Run, weights: str | Path | None, found: Mapping[str, Evaluation], count: int = QUERIES
 ) -> Report:
     """What `evaluate` shows of a run: its figures and `count` captions.
 
@@ -36,34 +38,43 @@ def report_run(
     that a caption describes is marked, and added below the best ones where it is not among them.
 
     Args:
-        path, weights: as `evaluate_run` takes them.
+        name: the title.
+        weights: as `evaluate_run` takes them.
         found: its result.
     """
-    run = Run.read(path)
     op = CollaborativeExperts(weights_path=weights or run.folder / BEST)
-    dataset = run.dataset(run.test)
-    captions = read_captions(run.captions, run.test)
+    split = run.test or TEST
+    dataset = run.dataset(split, op.config)
+    captions = read_captions(run.captions, split)
     _, captions, targets = keep_videos_with_features(dataset.features, captions)
     text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
     video = op.encode_video(dataset.features.experts, dataset.features.ind)
     ranks = find_ranks(text, video, targets)
     caption_of = dict(zip(reversed(captions.video_ids), reversed(captions.sentences), strict=True))
-    rows = Rows(dataset.features.ids, read_clips(run.features), caption_of)
+    rows = Rows(dataset.features.ids, _clips(run.features), caption_of)
     shown = choose(ranks, count)
     queries = [_query(captions.sentences[t], t, int(targets[t]), float(ranks[t]), text, video, rows) for t in shown]
     note = f"{len(shown)} of {len(ranks):,} captions among {len(rows.ids):,} videos, the worst first"
-    return Report(f"Evaluation of {Path(path).name}", op.config.expert_names, queries, note, _figures(found))
+    return Report(name, op.config.expert_names, queries, note, _figures(found))
+
+
+def _clips(features: Files) -> dict[str, ClipFacts]:
+    """{id: its clip} of a dataset of `extract`; other files know no clips."""
+    if not isinstance(features, str | Path) or Path(features).suffix != LANCE:
+        return {}
+    return {clip.id: clip for clips, _ in iter_clip_facts(Path(features)) for clip in clips}
 
 
 class Rows:
     """What is known of the videos by their rows: ids, clips and a caption of each."""
 
-    def __init__(self, ids: Sequence[str], clips: Mapping[str, Clip], caption_of: Mapping[str, str]) -> None:
+    def __init__(self, ids: Sequence[str], clips: Mapping[str, ClipFacts], caption_of: Mapping[str, str]) -> None:
         self.ids, self._clips, self._caption_of = ids, clips, caption_of
 
     def answer(self, row: int, rank: int, score: float, shares: Mapping[str, float], is_right: bool) -> Answer:
         name = self.ids[row]
-        uri, (start_s, end_s) = self._clips.get(name, (None, (None, None)))
+        clip = self._clips.get(name)
+        uri, (start_s, end_s) = (clip.uri, clip.span) if clip else (None, (None, None))
         return Answer(rank, name, score, shares, uri, start_s, end_s, self._caption_of.get(name, ""), is_right)
 
 

@@ -1,4 +1,4 @@
-"""A training run described by a file, and its evaluation: what the commands `train` and `evaluate` do.
+"""A training run described by a file, which the commands `train` and `evaluate` take and `init` writes.
 
     folder = "run"                 # where the run writes
     features = "features"          # a folder or a file as read_features takes it; or a table {expert = "file"}
@@ -14,22 +14,28 @@
     [training]                     # attributes of TrainingConfig
     epochs = 30
 
-Paths are relative to the file's folder.
+Paths are relative to the file's folder. Everything in it that can be wrong is found before a sentence is embedded.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..base.checks import check_keys
-from ..features.features import read_features, read_ids
-from ..training.captions import read_captions
+from ..base.config import CEConfig
+from ..features.features import Features, read_features
+from ..features.suggest import config_for
+from ..training.captions import Captions, keep_videos_with_features, read_captions
 from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
 from ..training.settings import TrainingConfig, combine
@@ -40,6 +46,8 @@ TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
 MODEL = {"use_ce": "", "mimic_ce_dims": True, "shared_dim": 1024}
 """What was best on validation videos of a small data set, see benchmarks/README.md."""
 
+TEST = "test"
+"""The split that is evaluated where the file names none."""
 
 _TYPES = {
     "features": (str, dict),
@@ -58,6 +66,34 @@ _WORDS = {str: "text", list: "a list", dict: "a table", int: "a number", float: 
 
 
 @dataclass(frozen=True)
+class Described:
+    """Videos with features, and the sentences that describe them, not yet embedded."""
+
+    features: Features
+    captions: Captions
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class TrainingVideos:
+    """The videos of a run, not yet embedded.
+
+    Attributes:
+        described: the videos of the splits to train on, held-out ones included.
+        rows: those of them that are trained on.
+        held_out: the others, by which the best epoch is chosen; None where there are none.
+        validation: the videos of a split of their own for that; None where there is none.
+    """
+
+    described: Described
+    rows: np.ndarray
+    held_out: np.ndarray | None = None
+    validation: Described | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """The content of a run file; see the module's head."""
 
@@ -66,14 +102,18 @@ class Run:
     folder: Path
     train: str | list[str] = "train"
     validation: str | float = 0.15
-    test: str = "test"
+    test: str | None = None
     encoder: str | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     @classmethod
-    def read(cls, path: str | Path) -> Run:
+    def read(cls, path: str | Path, changes: Sequence[str] = (), folder: str | Path | None = None) -> Run:
         """Read a run file.
+
+        Args:
+            changes: `key=value` that replace what the file says. Keys may be dotted; values are TOML's, or text.
+            folder: replaces the file's own; relative to the working directory.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -86,46 +126,118 @@ class Run:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: expected TOML: {error}") from error
+        for change in changes:
+            content = _merged(content, parse_change(change))
         known = [entry.name for entry in fields(cls)]
         check_keys(content, known, str(path))
         for key in ("features", "captions"):
             if key not in content:
                 raise ValueError(f"{path}: expected the key {key!r}, got {list(content)}")
         _check_types(path, content)
-        here = path.parent
+        return cls._from(content, path.parent, folder)
+
+    @classmethod
+    def _from(cls, content: Mapping[str, Any], here: Path, folder: str | Path | None) -> Run:
         files = content["features"]
-        content["features"] = {k: here / v for k, v in files.items()} if isinstance(files, dict) else here / files
-        content["captions"] = here / content["captions"]
-        content["folder"] = here / content.get("folder", "run")
-        content["training"] = combine(content.get("training"), {"folder": str(content["folder"])})
-        return cls(**content)
+        own = Path(folder).absolute() if folder is not None else here / content.get("folder", "run")
+        paths = {
+            "features": {k: here / v for k, v in files.items()} if isinstance(files, dict) else here / files,
+            "captions": here / content["captions"],
+            "folder": own,
+            "training": combine(content.get("training"), {"folder": str(own)}),
+        }
+        return cls(**{**content, **paths})
 
-    def dataset(self, split: str | list[str]) -> CaptionedVideos:
-        """The videos of a split with their captions; token embeddings are kept in the user's cache."""
-        captions = read_captions(self.captions, split)
-        wanted = captions.unique_ids()
-        features = read_features(self.features, wanted)
-        if not features.available.any():
-            raise ValueError(
-                f"{self.captions}: none of its {len(wanted)} videos, such as {wanted[0]!r}, has features; "
-                f"in {self.features} the ids are such as {read_ids(self.features)[:1]}"
-            )
-        encoder = SentenceEncoder(self.encoder)
-        text = TEXT | dict(self.model.get("text", {}))
-        return caption_videos(features, captions, encoder, max_tokens=text["max_tokens"])
+    @cached_property
+    def sentence_encoder(self) -> SentenceEncoder:
+        return SentenceEncoder(self.encoder)
 
-    def split_training(self) -> tuple[CaptionedVideos, CaptionedVideos | None]:
-        """Training and validation videos."""
-        dataset = self.dataset(self.train)
+    def read_training(self) -> TrainingVideos:
+        """The videos to train on and to validate with.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: files that are missing or cannot be read, splits that no caption
+                has, also that of the test where the file names it, or a validation that is trained on.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        captions = {
+            key: read_captions(self.captions, split) for key, split in splits.items() if isinstance(split, str | list)
+        }
+        if isinstance(self.validation, str) and self.validation in (self.train, *self.train):
+            raise ValueError(f"validation: expected a split that is not trained on, got {self.validation!r}")
+        _warn_of_shared_videos(captions)
+        described = self._describe(captions["train"])
+        order = np.random.default_rng(self.training.seed).permutation(len(described))
         if isinstance(self.validation, str):
-            return dataset, self.dataset(self.validation)
-        if isinstance(self.validation, bool) or not 0 <= self.validation < 1:
-            raise ValueError(f"validation: expected a split, or a share from 0 to below 1, got {self.validation!r}")
-        held_out = round(len(dataset) * self.validation)
-        if not held_out:
-            return dataset, None
-        order = np.random.default_rng(self.training.seed).permutation(len(dataset))
-        return dataset[np.sort(order[held_out:])], dataset[np.sort(order[:held_out])]
+            return TrainingVideos(described, np.sort(order), validation=self._describe(captions["validation"]))
+        held_out = round(len(described) * self.validation)
+        return TrainingVideos(described, np.sort(order[held_out:]), np.sort(order[:held_out]) if held_out else None)
+
+    def config(self, features: Features, text_dim: int = 1) -> CEConfig:
+        """The config of a model for these features. `text_dim` is the encoder's; any will do to look for errors.
+
+        Raises:
+            TypeError, ValueError: as `config_for`.
+        """
+        model = MODEL | dict(self.model)
+        text = TEXT | dict(model.pop("text", {})) | {"dim": text_dim}
+        return replace(config_for(features, text, **model), standardise=True)
+
+    def embed(self, videos: TrainingVideos) -> tuple[CaptionedVideos, CaptionedVideos | None]:
+        """Training and validation videos with the token embeddings of their captions."""
+        whole = self._embed(videos.described)
+        if videos.validation is not None:
+            return whole, self._embed(videos.validation)
+        return whole[videos.rows], None if videos.held_out is None else whole[videos.held_out]
+
+    def dataset(self, split: str | list[str], config: CEConfig | None = None) -> CaptionedVideos:
+        """The videos of a split with their captions. `config` is a model's, which the features are checked against."""
+        return self._embed(self._describe(read_captions(self.captions, split), config))
+
+    def _describe(self, captions: Captions, config: CEConfig | None = None) -> Described:
+        features = read_features(self.features, captions.unique_ids(), config)
+        return Described(*keep_videos_with_features(features, captions)[:2])
+
+    def _embed(self, videos: Described) -> CaptionedVideos:
+        max_tokens = (TEXT | dict(self.model.get("text", {})))["max_tokens"]
+        return caption_videos(videos.features, videos.captions, self.sentence_encoder, max_tokens=max_tokens)
+
+
+def parse_change(change: str) -> dict[str, Any]:
+    """`model.shared_dim=64` as the tables that a run file would have. A value that is not TOML is text.
+
+    Raises:
+        ValueError: there is no key or no `=`.
+    """
+    key, equals, value = change.partition("=")
+    for text in (value, json.dumps(value)):
+        try:
+            if equals and "\n" not in change:
+                return tomllib.loads(f"{key} = {text}")
+        except tomllib.TOMLDecodeError:
+            continue
+    raise ValueError(f"--set: expected KEY=VALUE, such as training.epochs=5, got {change!r}")
+
+
+def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with values replaced, in tables below as well."""
+    merged = dict(content)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _warn_of_shared_videos(captions: Mapping[str, Captions]) -> None:
+    """Videos that are trained on tell nothing when they are validated or tested with."""
+    trained = set(captions["train"].video_ids)
+    for key in captions.keys() - {"train"}:
+        shared = sorted(trained.intersection(captions[key].video_ids))
+        if shared:
+            warnings.warn(
+                f"{key}: {len(shared)} of its videos, such as {shared[0]!r}, are trained on; its figures are too good",
+                stacklevel=3,
+            )
 
 
 def _check_types(path: Path, content: Mapping[str, Any]) -> None:
@@ -138,9 +250,27 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
         values = values.values() if isinstance(values, dict) else values
         if not all(isinstance(value, str) for value in values):
             raise TypeError(f"{path}: {key}: expected text, got {content[key]!r}")
+    share = content.get("validation", 0)
+    if not isinstance(share, str) and not 0 <= share < 1:
+        raise ValueError(f"{path}: validation: expected a split, or a share from 0 to below 1, got {share!r}")
     model = content.get("model", {})
     for key in ("text", "experts"):
         if not isinstance(model.get(key, {}), dict):
             raise TypeError(f"{path}: model: {key}: expected a table, got {model[key]!r}")
+    if "dim" in model.get("text", {}):
+        raise ValueError(f"{path}: model: text: dim: the encoder gives it; leave it out")
     if not isinstance(model.get("text", {}).get("max_tokens", 1), int):
         raise TypeError(f"{path}: model: text: max_tokens: expected a number, got {model['text']['max_tokens']!r}")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every command with a run file takes: `run`, `--folder` and `--set`."""
+    parser.add_argument("run", type=Path, metavar="RUN.toml", help="as init writes it")
+    parser.add_argument("--folder", type=Path, help="where the run is written; default: the file's, else run")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in place of what the file says, such as training.epochs=5; may be repeated",
+    )

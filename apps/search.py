@@ -13,7 +13,7 @@ from ..retrieval.result import SearchResult
 from .report import report_search, write_report
 
 if TYPE_CHECKING:
-    from ..hub.operator import CollaborativeExperts
+    from ..retrieval.index import SentenceOperator
 
 
 def search(
@@ -24,17 +24,18 @@ def search(
     where: str | None = None,
     device: str | None = None,
 ) -> SearchResult:
-    """The k best videos of an index for each sentence, by the encoder that the weights were trained with.
+    """The k best videos of an index for each sentence.
 
     Args:
-        weights: the weights that the videos were embedded with. None takes those that the index names.
+        weights: the weights that the videos were embedded with. None takes those that the index names, or none for an
+            index of `embed --zero-shot`.
 
     Raises:
         FileNotFoundError: there is no index, or no such weights.
-        TypeError, ValueError: as `text_operator` and `VideoIndex.search`.
+        TypeError, ValueError: as `sentence_operator` and `VideoIndex.search`.
     """
     with open_index(store) as index:
-        index.operator = text_operator(index, weights, device)
+        index.operator = sentence_operator(index, weights, device)
         return index.search(list(sentences), k, where=where)
 
 
@@ -45,22 +46,29 @@ def open_index(store: str | Path) -> VideoIndex:
     return VideoIndex(store)
 
 
-def text_operator(
+def sentence_operator(
     index: VideoIndex, weights: str | Path | None = None, device: str | None = None
-) -> CollaborativeExperts:
-    """The text side of the model that an index was made with.
+) -> SentenceOperator:
+    """The object that embeds sentences for an index: that of `embed --zero-shot`, or the text side of its model.
 
     Args:
-        weights: its weights; None takes the file that the index names (`VideoIndex.note_weights`).
+        weights: the model's weights; None takes the file that the index names (`VideoIndex.note_weights`).
 
     Raises:
         FileNotFoundError: the file is not there.
         ValueError: the index is empty or names no file, or the weights are of another model than its videos.
     """
-    from ..hub.operator import CollaborativeExperts  # with Towhee, which a search by --like does without
+    from ..retrieval.zero_shot import ZeroShot  # with PyTorch and Towhee, which a search by --like does without
 
     if not len(index):
         raise ValueError(f"{index.uri}: holds no videos yet")
+    zero_shot = ZeroShot.from_identity(index.model)
+    if zero_shot is not None and weights is None:
+        from ..hub.zero_shot import ZeroShotOperator
+
+        return ZeroShotOperator(zero_shot, device)
+    from ..hub.operator import CollaborativeExperts
+
     path = index.weights_path if weights is None else Path(weights)
     if path is None:
         raise ValueError(f"{index.uri}: does not say which weights it was made with; pass --weights FILE")

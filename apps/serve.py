@@ -11,12 +11,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..base.dependencies import extra
-
-if TYPE_CHECKING:
-    from ..retrieval.index import SentenceOperator, VideoIndex
+from .search import open_index, sentence_operator
 
 HOST, PORT, QUEUE = "127.0.0.1", 8000, 256
 STOP_S = 30
@@ -39,7 +36,8 @@ def serve(
 
     Args:
         store: the index, as `VideoIndex` takes it.
-        weights: the weights that the index was made with; None answers `like` only.
+        weights: the weights that the index was made with; None takes those that the index names, or none for an index
+            of `embed --zero-shot`.
         host: the address to listen on. Others than this machine's own need a token.
         media: the folder whose films may be played; None for none.
         token_file: holds the token that every request must bring.
@@ -47,24 +45,21 @@ def serve(
         queue: requests that wait at most; one more gets 503.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: a wrong argument; another host without a token; weights that the
-            index was not made with.
+        FileNotFoundError, TypeError, ValueError: a wrong argument; another host without a token; no index, or an
+            empty one; weights that it was not made with.
         ImportError: without the extra [serve].
         OSError: the port is taken, or the store cannot be read.
     """
     uvicorn = extra("uvicorn", "serve")
     for module in ("fastapi", "prometheus_client"):
         extra(module, "serve")
-    from ..retrieval.index import VideoIndex
     from .server.routes import Settings, make_app
     from .server.security import LOOPBACK, read_token
     from .server.service import SearchService
 
     token = None if token_file is None else read_token(token_file)
     _check(host, port, media, token, cors, queue)
-    with VideoIndex(store) as index, _bound_socket(host, port) as listening:
-        if not len(index):
-            raise ValueError(f"{store}: there is no index with videos here; make one with embed")
+    with open_index(store) as index, _bound_socket(host, port) as listening:
         service = SearchService(index, sentence_operator(index, weights, device), media)
         service.warm()
         pictures = Path(f"{str(store).removesuffix('.lance')}.thumbnails") if "://" not in str(store) else None
@@ -124,19 +119,10 @@ def _outliving_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def sentence_operator(index: VideoIndex, weights: str | Path | None, device: str | None) -> SentenceOperator | None:
-    """Embeds sentences by the encoder that the weights were trained with; None without weights."""
-    if weights is None:
-        return None
-    from ..hub.operator import CollaborativeExperts
-
-    return CollaborativeExperts(weights_path=weights, device=device, modality="text")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("store", metavar="VIDEOS.lance", help="what embed wrote")
-    parser.add_argument("--weights", type=Path, help="the weights that the index was made with; sentences need them")
+    parser.add_argument("--weights", type=Path, help="default: the file that the index names")
     parser.add_argument("--host", default=HOST, help=f"default: {HOST}; others need --token-file")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
     parser.add_argument("--media", type=Path, metavar="FOLDER", help="films below it that the index names are played")
@@ -144,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="pages of it may ask; repeatable")
     parser.add_argument("--queue", type=int, default=QUEUE, help=f"requests that wait at most; default: {QUEUE}")
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
-    parser.epilog = "example: %(prog)s videos.lance --weights run/best.safetensors --media films"
+    parser.epilog = "example: %(prog)s videos.lance --media films"
 
 
 def run_command(options: argparse.Namespace) -> int:

@@ -5,47 +5,62 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..features.suggest import config_for
+from ..base.dependencies import extra
 from ..hub.device import resolve_device
 from ..training.loop import TrainingResult, train
 from ..training.run_folder import STATE, delete_run
-from .run_file import MODEL, TEXT, Run
+from ..training.settings import check_trainable
+from .run_file import Run, add_run_arguments
 
 
-def train_run(path: str | Path, resume: bool = False, overwrite: bool = False) -> TrainingResult:
-    """Train as the file says.
+def train_run(
+    path: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    changes: Sequence[str] = (),
+    folder: str | Path | None = None,
+) -> TrainingResult:
+    """Train as the file says. All that can be wrong is found before the first sentence is embedded.
 
     Args:
         resume: continue an interrupted run of the file.
         overwrite: delete the run that is in the folder, once the data of the new one is read.
+        changes, folder: as for `Run.read`.
 
     Raises:
         ValueError: the folder holds a run already, and neither is asked for; or both are.
-        Also as `Run.read` and `op.train`.
+        ImportError: without the packages of training, naming the extra.
+        Also as `Run.read`, `Run.read_training` and `op.train`.
     """
-    run = Run.read(path)
+    for module in ("lightning_fabric", "tensorboard", "matplotlib"):  # the last is used when all is done
+        extra(module, "training")
+    run = Run.read(path, changes, folder)
     checkpoint = run.folder / STATE
+    _check_folder(checkpoint, resume, overwrite)
+    videos = run.read_training()
+    features, device = videos.described.features[videos.rows], resolve_device(None)
+    check_trainable(run.training, run.config(features), len(features), device)
+    config = run.config(features, run.sentence_encoder.dim)
+    if _reports():
+        print(f"{features.summary()}\n\nmodel {json.dumps(config.to_dict())}\n", flush=True)
+    dataset, validation = run.embed(videos)
+    if overwrite:
+        delete_run(run.folder)
+    return train(config, run.training, dataset, validation, checkpoint if resume else None, device=device)
+
+
+def _check_folder(checkpoint: Path, resume: bool, overwrite: bool) -> None:
     if resume and not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: there is no run to continue; train without --resume")
     if resume and overwrite:
         raise ValueError("expected --resume or --overwrite, got both")
     if checkpoint.is_file() and not (resume or overwrite):
         raise ValueError(
-            f"{run.folder}: holds a run already; continue it with --resume, or replace it with --overwrite"
+            f"{checkpoint.parent}: holds a run already; continue it with --resume, or replace it with --overwrite"
         )
-    dataset, validation = run.split_training()
-    model = MODEL | dict(run.model)
-    text = TEXT | {"dim": int(dataset.tokens.shape[2])} | dict(model.pop("text", {}))
-    config = replace(config_for(dataset.features, text, **model), standardise=True)
-    if _reports():
-        print(f"{dataset.features.summary()}\n\nmodel {json.dumps(config.to_dict())}\n", flush=True)
-    if overwrite:
-        delete_run(run.folder)
-    resumed = checkpoint if resume else None
-    return train(config, run.training, dataset, validation, resumed, device=resolve_device(None))
 
 
 def _reports() -> bool:
@@ -55,16 +70,16 @@ def _reports() -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("run", type=Path, metavar="RUN.toml", help="as init writes it")
+    add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue the interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the folder")
-    parser.epilog = "example: %(prog)s run.toml"
+    parser.epilog = "example: %(prog)s run.toml --folder run2 --set training.epochs=10 --set model.shared_dim=512"
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, print the figures, and return the exit status."""
     try:
-        result = train_run(options.run, options.resume, options.overwrite)
+        result = train_run(options.run, options.resume, options.overwrite, options.set, options.folder)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("continue with --resume") from None
     if _reports():

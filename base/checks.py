@@ -43,7 +43,8 @@ def check_mapping(value: object, where: str) -> Mapping[str, Any]:
 def check_choice(value: object, choices: Collection[object], where: str) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str | None) or value not in choices:
-        raise ValueError(f"{where}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        found = repr(value) if isinstance(value, str | int) else type(value).__name__
+        raise ValueError(f"{where}: expected one of {', '.join(map(repr, choices))}, got {found}")
 
 
 def video_id(value: object) -> str:

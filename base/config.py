@@ -184,6 +184,11 @@ class CEConfig:
 
         Raises:
             TypeError, ValueError: naming the key, what was expected and what came. Nothing is ignored silently.
+
+        >>> experts = {"motion": 512, "audio": {"dim": 128, "clusters": 8}}
+        >>> config = CEConfig.from_dict({"experts": experts, "text": {"dim": 384}})
+        >>> [(expert.name, expert.dim, expert.clusters) for expert in config.experts]
+        [('motion', 512, 0), ('audio', 128, 8)]
         """
         check_mapping(config, "config")
         if "expert_dims" in config:
@@ -206,7 +211,7 @@ class CEConfig:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"config: {path} is not JSON: {error}") from error
+            raise ValueError(f"config: {path} is not JSON: {error}") from None
         return cls.from_dict(content)
 
     def to_dict(self) -> dict[str, Any]:

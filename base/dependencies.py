@@ -42,7 +42,7 @@ def extra(module: str, name: str) -> ModuleType:
         raise ImportError(
             f"{module} cannot be imported ({error}); install with: pip install 'collaborative_experts[{name}]' "
             f"or the packages of [{name}] in pyproject.toml"
-        ) from error
+        ) from None
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -41,18 +41,20 @@ def random_batch(
     return experts, ind, text.to(device)
 
 
-def medians(*functions: Callable[[], object], repeats: int = 9) -> list[float]:
-    """Median seconds of each, taken in turns so that a disturbance meets all of them."""
+def medians(
+    *functions: Callable[[], object], repeats: int = 9, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Median seconds of each by `clock`, taken in turns so that a disturbance meets all of them."""
     on_gpu = torch.cuda.is_initialized()
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(-3 if on_gpu else -1, repeats):  # on a GPU, the second call captures a graph
         for function, taken in zip(functions, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
             if on_gpu:
                 torch.cuda.synchronize()
             if repeat >= 0:
-                taken.append(time.perf_counter() - start)
+                taken.append(clock() - start)
     return [statistics.median(taken) for taken in times]
 
 

@@ -67,7 +67,7 @@ class ExpertReader:
             if x.dtype == object:
                 x = np.stack([np.asarray(token, dtype=np.float64) for token in x]) if x.size else np.empty(0)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self._where(video)}: expected a vector, or tokens of equal size: {error}") from error
+            raise ValueError(f"{self._where(video)}: expected a vector, or tokens of equal size: {error}") from None
         if x.size == 0:
             return None
         if x.dtype.kind not in "fiu":

@@ -28,6 +28,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -108,6 +109,11 @@ def read_features(files: Files, ids: VideoIds | None = None, config: CEConfig | 
 
     Warns:
         UserWarning: files that share less than 5% of their ids with each other or with `ids`.
+
+    >>> np.savez("motion.npz", video_id=["a", "b"], motion=np.ones((2, 512)))
+    >>> features = read_features({"motion": "motion.npz"}, ["b", "c"])
+    >>> features.experts["motion"].shape, features.ind["motion"].tolist()
+    ((2, 512), [1, 0])
     """
     return _join(list(iter_features(files, ids, config)))
 
@@ -122,19 +128,13 @@ def iter_features(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
     tqdm = extra("tqdm", "features").tqdm
-    with ExitStack() as stack:
-        sources = _open_all(files, config, stack)
-        readers = [ExpertReader(name, source, _expert(config, name)) for name, source in sources.items()]
-        ids_of_files = {f"{source.path}, {name!r},": source.ids for name, source in sources.items()}
-        check_files(ids_of_files)
-        wanted = _all_ids(sources) if ids is None else _to_ids(ids)
-        check_unique(wanted, "ids")
-        check_request(wanted, ids_of_files)
+    with FeatureReader(files, config) as reader:
+        wanted = reader.ids if ids is None else _to_ids(ids)
+        reader.check_request(wanted)
         with tqdm(total=len(wanted), unit=" videos", desc="features", leave=False) as progress:
             for start in range(0, max(len(wanted), 1), batch_size):
-                batch = wanted[start : start + batch_size]
-                experts = {reader.name: reader.read(batch) for reader in readers}
-                yield Features(batch, experts, {name: _availability(x) for name, x in experts.items()})
+                batch = reader.read(wanted[start : start + batch_size])
+                yield batch
                 progress.update(len(batch))
 
 
@@ -142,6 +142,45 @@ def read_ids(files: Files) -> tuple[str, ...]:
     """The ids of the videos that any of the files has. Files and errors are those of `read_features`."""
     with ExitStack() as stack:
         return _all_ids(_open_all(files, None, stack))
+
+
+class FeatureReader:
+    """Open files of features, read by video id as often as wanted. A context manager.
+
+    Args and errors are those of `read_features`.
+
+    Attributes:
+        ids: the videos that any of the files has, in the order in which the files have them.
+    """
+
+    def __init__(self, files: Files, config: CEConfig | None = None) -> None:
+        with ExitStack() as stack:
+            sources = _open_all(files, config, stack)
+            self._readers = [ExpertReader(name, source, _expert(config, name)) for name, source in sources.items()]
+            self._ids_of_files = {f"{source.path}, {name!r},": source.ids for name, source in sources.items()}
+            check_files(self._ids_of_files)
+            self.ids = _all_ids(sources)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def check_request(self, ids: Sequence[str]) -> None:
+        """Raise ValueError for an id twice or files that have none of the ids; warn where they have hardly any."""
+        check_unique(ids, "ids")
+        check_request(ids, self._ids_of_files)
+
+    def read(self, ids: Sequence[str]) -> Features:
+        """The features of these videos, in this order. A video that no file has is missing."""
+        experts = {reader.name: reader.read(ids) for reader in self._readers}
+        return Features(tuple(ids), experts, {name: _availability(x) for name, x in experts.items()})
 
 
 # --- files ------------------------------------------------------------------------------------------------

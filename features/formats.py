@@ -60,7 +60,7 @@ def reading(path: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         form = "a folder of ID.npy" if path.is_dir() and path.suffix != LANCE else path.suffix
-        raise FeatureFileError(f"{path}: cannot be read as {form}: {error}") from error
+        raise FeatureFileError(f"{path}: cannot be read as {form}: {str(error) or type(error).__name__}") from None
 
 
 def open_source(path: Path, expert: str) -> AbstractContextManager[Source]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..base.checks import check_mapping
+from ..base.checks import check_mapping, nearest
 from ..base.config import CEConfig
 from .features import Features
 
@@ -30,6 +30,11 @@ def config_for(
     Raises:
         TypeError, ValueError: as `CEConfig.from_dict`; also for an expert that no video has, or settings of an expert
             without features.
+
+    >>> import numpy as np
+    >>> features = Features(("a", "b"), {"motion": np.ones((2, 512))}, {"motion": np.array([1, 1])})
+    >>> config_for(features, {"dim": 384}, shared_dim=64).output_dims
+    {'motion': 64}
     """
     given = dict(check_mapping({} if experts is None else experts, "config: experts"))
     settings = {}
@@ -37,7 +42,8 @@ def config_for(
         changes = check_mapping(given.pop(name, {}), f"config: experts[{name!r}]")
         settings[name] = _expert_settings(features, name) | dict(changes)
     if given:
-        raise ValueError(f"config: experts: there are no features of {', '.join(map(repr, given))}")
+        unknown = next(iter(given))
+        raise ValueError(f"config: experts: there are no features of {unknown!r}{nearest(unknown, settings)}")
     if len(settings) == 1:
         choices = {"use_ce": ""} | choices  # a single expert has no other to collaborate with
     return CEConfig.from_dict({"experts": settings, "text": dict(text), **choices})

@@ -1,9 +1,10 @@
-"""The Towhee operator: construct, call, export. The only module that knows Towhee's operator API."""
+"""The Towhee operator: construct, call, export."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -20,11 +21,13 @@ from ..base.checks import check_choice
 from ..base.config import MSRVTT, CEConfig
 from ..base.files import replacing
 from ..model import checkpoint, inputs
-from ..model.cenet import CEModel, Modality, initial_state, meta_model
-from ..model.engine import Engine, check_dtype, supports
+from ..model.cenet import Modality, initial_state, meta_model
+from ..model.engine import DTYPES, check_dtype, supports
 from ..retrieval.arrays import Array, ArrayLike
 from ..retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .device import resolve_device
+from .export import export_onnx
+from .network import Network, own
 from .weights_folder import DEFAULT_WEIGHTS, WEIGHTS_DIR, find_weights
 
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ Experts = Mapping[str, ArrayLike | Sequence[Any] | None]
 
 Availability = Mapping[str, ArrayLike]
 """{expert: (B,) of 0 or 1}."""
+
+_SUFFIXES = {"safetensors": ".safetensors", "pytorch": ".pth", "onnx": ".onnx"}
+"""The formats of `save_model`."""
 
 
 @register(output_schema=["text_embds", "vid_embds"])
@@ -76,6 +82,9 @@ class CollaborativeExperts(NNOperator):
         super().__init__()
         check_choice(modality, (None, "video", "text"), "modality")
         check_choice(output, ("experts", "vector", "embeddings"), "output")
+        check_choice(dtype, DTYPES, "dtype")
+        if not isinstance(weights_path, str | os.PathLike | None):
+            raise TypeError(f"weights_path: expected the path of a file, or None, got {type(weights_path).__name__}")
         self.modality, self.output, self.dtype = modality, output, dtype
         self.device = resolve_device(device, self._device_id)
         if isinstance(config, str | Path) and Path(config).suffix in checkpoint.SUFFIXES:
@@ -152,7 +161,8 @@ class CollaborativeExperts(NNOperator):
     def encode_video(self, experts: Experts, ind: Availability | None = None) -> VideoEmbeddings:
         """Embeddings and availability of B videos; arguments, array types and errors as in a call."""
         self._check_holds("video")
-        return self._encode_video(inputs.clean_video(experts, ind, self.config, self.device))
+        video = inputs.clean_video(experts, ind, self.config, self.device)
+        return self._video_embeddings(video, self._compute(*_video_tensors(video)))
 
     def encode_text(self, text: ArrayLike) -> TextEmbeddings:
         """Embeddings and expert weights of T texts ((B, K, W, dim) gives T = B * K, a video's side by side)."""
@@ -214,7 +224,7 @@ class CollaborativeExperts(NNOperator):
         from ..training import settings as training_settings
 
         chosen = training_settings.combine(training_config, settings)
-        weights = {name: _own(x) for name, x in self._open_weights().items()} if self.pretrained else None
+        weights = {name: own(x) for name, x in self._open_weights().items()} if self.pretrained else None
         config = self.config if self.pretrained else replace(self.config, standardise=True)
         result = loop.train(config, chosen, train_dataset, eval_dataset, resume_checkpoint_path, weights, self.device)
         self._adopt(config, result.weights_path)
@@ -229,28 +239,33 @@ class CollaborativeExperts(NNOperator):
         return checkpoint.write_weights(path, self._open_weights(), self.config, self._notes)
 
     def save_model(self, format: str = "safetensors", path: str | Path | None = None) -> Path:  # noqa: A002, Towhee's name
-        """Towhee's export: 'safetensors' (as `save`) or 'pytorch' (a state dict for `towhee.models`).
+        """Towhee's export: 'safetensors' (as `save`), 'pytorch' (a state dict for `towhee.models`) or 'onnx'.
 
-        Without `path`, a file `saved/<format>/collaborative_experts.*` in the working directory.
+        Without `path`, a file `saved/<format>/collaborative_experts.*` in the working directory. An ONNX file has the
+        sides of this operator, in float32; see `hub.export` and docs/export.md.
         """
-        check_choice(format, self.supported_formats, "format")
-        suffix = ".safetensors" if format == "safetensors" else ".pth"
+        check_choice(format, tuple(_SUFFIXES), "format")
         if path is None:
-            path = Path("saved", format, "collaborative_experts" + suffix)
+            path = Path("saved", format, f"collaborative_experts{_SUFFIXES[format]}")
             path.parent.mkdir(parents=True, exist_ok=True)
         if format == "safetensors":
             return self.save(path)
+        if format == "onnx":
+            weights = self._open_weights(self.modality)
+            return export_onnx(path, self.config, weights, self.identity, self.modality)
         with replacing(Path(path)) as temporary:
             torch.save(dict(self._open_weights()), temporary)
         return Path(path)
 
     @property
     def supported_formats(self) -> list[str]:
-        return ["safetensors", "pytorch"]
+        """The formats that a server can run. Towhee makes a model folder for any other one, and leaves it empty."""
+        return ["onnx"] if supports(self.config) else []
 
     @staticmethod
-    def supported_model_names() -> list[str]:
-        """Models that load without a config: the default one."""
+    def supported_model_names(format: str | None = None) -> list[str]:  # noqa: A002, Towhee's name
+        """Models that load without a config, the default one, and that can be saved in `format`; None is any."""
+        check_choice(format, (None, *_SUFFIXES), "format")
         return [DEFAULT_WEIGHTS.removesuffix(".safetensors")]
 
     # --- inside ---------------------------------------------------------------------------------------
@@ -264,22 +279,24 @@ class CollaborativeExperts(NNOperator):
                 f"{'one caption' if not captions.batch_shape else f'{captions.batch_shape[0]} rows'}; encode_text and "
                 "encode_video take different numbers"
             )
-        return self._finish_text(captions), self._finish_video(video)
+        outputs = self._compute(*_video_tensors(video), captions.tokens)
+        count = len(self.config.output_dims)
+        text_embds = self._finish_text(captions, self._text_embeddings(captions, outputs[count:]))
+        return text_embds, self._finish_video(self._video_embeddings(video, outputs[:count]))
 
     def _embed_video(self, experts: Any, ind: Any = None) -> Any:
-        return self._finish_video(inputs.clean_video(experts, ind, self.config, self.device))
+        return self._finish_video(self.encode_video(experts, ind))
 
     def _embed_text(self, text: Any) -> Any:
-        return self._finish_text(inputs.clean_text(text, self.config, self.device))
+        captions = inputs.clean_text(text, self.config, self.device)
+        return self._finish_text(captions, self._encode_text(captions))
 
-    def _finish_video(self, video: inputs.VideoInput) -> Any:
-        embeddings = self._encode_video(video)
+    def _finish_video(self, embeddings: VideoEmbeddings) -> Any:
         if self.output == "embeddings":
             return embeddings
         return embeddings.joint() if self.output == "vector" else embeddings.embds
 
-    def _finish_text(self, captions: inputs.TextInput) -> Any:
-        embeddings = self._encode_text(captions)
+    def _finish_text(self, captions: inputs.TextInput, embeddings: TextEmbeddings) -> Any:
         if self.output == "embeddings":
             return embeddings
         if len(captions.batch_shape) == 2 and captions.batch_shape[1] > 1:
@@ -322,24 +339,29 @@ class CollaborativeExperts(NNOperator):
             stacklevel=4,
         )
 
-    # no_grad, not inference_mode: what comes back is to be an ordinary tensor, on which a head can be trained.
-
-    def _encode_video(self, video: inputs.VideoInput) -> VideoEmbeddings:
+    def _compute(self, *tensors: Tensor) -> list[Tensor]:
+        """See `Network.__call__`. A client of Triton gives a single output as it is, and any on the CPU."""
         self._warn_if_untrained()
+        # no_grad, not inference_mode: what comes back is to be an ordinary tensor, on which a head can be trained.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            embds = self.model.encode_video(video.features, video.available)
+            outputs = self.model(*tensors)
+        return [x.to(self.device) for x in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+    def _video_embeddings(self, video: inputs.VideoInput, outputs: Sequence[Tensor]) -> VideoEmbeddings:
         # One joint embedding is there if any expert is.
         available = video.available.any(1, keepdim=True) if self.config.concat_experts else video.available
         convert = _converter(video.numpy, video.single)
-        return VideoEmbeddings({name: convert(x) for name, x in embds.items()}, convert(available), self.identity)
+        embds = {name: convert(x) for name, x in zip(self.config.output_dims, outputs, strict=True)}
+        return VideoEmbeddings(embds, convert(available), self.identity)
 
     def _encode_text(self, captions: inputs.TextInput) -> TextEmbeddings:
-        self._warn_if_untrained()
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            embds, weights = self.model.encode_text(captions.tokens)
+        return self._text_embeddings(captions, self._compute(captions.tokens))
+
+    def _text_embeddings(self, captions: inputs.TextInput, outputs: Sequence[Tensor]) -> TextEmbeddings:
         convert = _converter(captions.numpy, single=not captions.batch_shape)
+        *embds, weights = (convert(x) for x in outputs)
         count = captions.batch_shape[1] if len(captions.batch_shape) == 2 else 1
-        return TextEmbeddings({name: convert(x) for name, x in embds.items()}, convert(weights), count, self.identity)
+        return TextEmbeddings(dict(zip(self.config.output_dims, embds, strict=True)), weights, count, self.identity)
 
     def _adopt(self, config: CEConfig | None, path: Path | None) -> None:
         """Take the weights of a file, or seeded initial ones, and build the model of them."""
@@ -355,7 +377,7 @@ class CollaborativeExperts(NNOperator):
         check_dtype(self.config, self.dtype, self.device)
         weights = self._open_weights(self.modality)
         self.identity = ModelIdentity(json.dumps(self.config.to_dict()), self._fingerprint(weights))
-        self.model = self._load_model(weights)
+        self.model = Network(self.config, weights, self.modality, self.device, self.dtype)
 
     def _check_holds(self, side: str) -> None:
         if self.modality not in (None, side):
@@ -374,19 +396,9 @@ class CollaborativeExperts(NNOperator):
     def _fingerprint(self, weights: Mapping[str, Tensor]) -> str:
         return checkpoint.fingerprint(weights) if self.weights_path else "seeded initial parameters"
 
-    def _load_model(self, weights: MutableMapping[str, Tensor]) -> Engine | CEModel:
-        if supports(self.config):
-            return Engine(self.config, weights, self.modality, self.device, self.dtype)
-        model = meta_model(self.config, self.modality)
-        state = {name: checkpoint.check_finite(name, _own(weights.pop(name))) for name in model.state_dict()}
-        # Not strict: the names are checked, and load_state_dict trips over those with a dot in an expert.
-        model.load_state_dict(state, strict=False, assign=True)
-        return model.requires_grad_(False).to(self.device)
 
-
-def _own(x: Tensor) -> Tensor:
-    """A copy, in float32: the file it is from may change or vanish while the operator runs."""
-    return x.to(torch.float32 if x.is_floating_point() else x.dtype, copy=True)
+def _video_tensors(video: inputs.VideoInput) -> tuple[Tensor, ...]:
+    return *video.features.values(), video.available
 
 
 def _converter(numpy: bool, single: bool) -> Callable[[Tensor], Array]:

@@ -93,7 +93,7 @@ def read_config(path: str | Path) -> CEConfig | None:
     try:
         return None if content is None else CEConfig.from_dict(content)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from error
+        raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from None
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _read_metadata(path: str | Path, key: str) -> Any:
     try:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata is damaged: {error}") from error
+        raise ValueError(f"{path}: its metadata is damaged: {error}") from None
 
 
 def check_weights(
@@ -199,7 +199,7 @@ def write_weights(
             metadata = {CONFIG_KEY: json.dumps(config.to_dict()), NOTES_KEY: json.dumps(dict(notes or {}))}
             save_file(_unshared(weights), temporary, metadata)
         except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written: {error}") from error
+            raise OSError(f"{path}: cannot be written: {error}") from None
         temporary.chmod(mode)
     return path
 
@@ -229,7 +229,7 @@ def _safetensors(path: Path) -> Iterator[safe_open]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a complete safetensors file: {error}") from error
+        raise ValueError(f"{path}: not a complete safetensors file: {error}") from None
 
 
 class _Inert:
@@ -269,7 +269,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: refused, {reason}; expected a state dict of plain tensors") from None
     except Exception as error:
         # A damaged file raises whatever its bytes happen to mean.
-        raise ValueError(f"{path}: not a complete PyTorch file: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path}: not a complete PyTorch file: {type(error).__name__}: {error}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(

@@ -11,7 +11,7 @@ MoEE and its variant with reduced dimensions share the same code without pairs. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ..base.slices import even_slices
 from .cenet import Modality
 from .graphs import Graphs
 from .kernels import Parameters, Pooling, fold, normalise
-from .pairs import AllPairs, AvailablePairs, Pairs
+from .pairs import AllPairs, AvailablePairs, PairFunction
 
 CHUNK = 256
 """Items computed at once: enough for the matrix products to be efficient, and 60 MB of working memory."""
@@ -93,7 +93,7 @@ class VideoEngine:
     def __init__(self, config: CEConfig, parameters: Parameters) -> None:
         self._dims = config.output_dims
         self._experts = [_VideoExpert(config, i, parameters) for i in range(len(config.experts))]
-        self._pairs = Pairs(config, parameters) if config.use_ce else None
+        self._g = PairFunction(config, parameters) if config.use_ce else None
         self._graphs = Graphs() if parameters.device.type == "cuda" else None
         with torch.no_grad():
             self._absent = [expert.absent_embedding() for expert in self._experts]
@@ -114,34 +114,44 @@ class VideoEngine:
         size, counts = len(available), available.sum(0).tolist()
         present = [i for i, count in enumerate(counts) if count]
         rows = [available[:, i].nonzero().flatten() if counts[i] < size else None for i in present]
+        experts = [self._experts[i] for i in present]
         inputs = [
-            self._experts[i].project(features[i] if at is None else features[i][at])
-            for i, at in zip(present, rows, strict=True)
+            expert.project(features[i] if at is None else features[i][at])
+            for i, expert, at in zip(present, experts, rows, strict=True)
         ]
-        complete = all(at is None for at in rows)
-        pairs = AllPairs(size) if complete else AvailablePairs(available[:, present], rows)
-        gated = self._gate(inputs, [self._experts[i].gate for i in present], pairs)
+        pairs: AllPairs | AvailablePairs | None = None
+        if self._g and present:
+            there, complete = available[:, present], all(at is None for at in rows)
+            pairs = self._g.all_pairs(inputs, size) if complete else self._g.available_pairs(inputs, there, rows)
         embds = [absent.expand(size, -1) for absent in self._absent]
-        for i, at, embd in zip(present, rows, gated, strict=True):
+        for i, at, embd in zip(present, rows, self._gate(experts, inputs, pairs), strict=True):
             embds[i] = embd[:size] if at is None else embds[i].index_copy(0, at, embd[: len(at)])
         return embds
 
     def embed_masked(self, available: Tensor, *features: Tensor) -> list[Tensor]:
         """The same with everything computed, so that all sizes follow from those of the arguments."""
-        there = available.unbind(1)
+        size, there = len(available), available.unbind(1)
         inputs = [expert.project(x, at) for expert, x, at in zip(self._experts, features, there, strict=True)]
-        gated = self._gate(inputs, [expert.gate for expert in self._experts], AllPairs(len(available), available))
+        pairs = self._g.all_pairs(inputs, size, available) if self._g else None
+        gated = self._gate(self._experts, inputs, pairs)
         return [
-            torch.where(at.unsqueeze(1), embd[: len(available)], absent)
+            torch.where(at.unsqueeze(1), embd[:size], absent)
             for at, embd, absent in zip(there, gated, self._absent, strict=True)
         ]
 
     def _gate(
-        self, inputs: list[Tensor], gates: list[Callable[..., Tensor]], pairs: AllPairs | AvailablePairs
+        self, experts: Sequence[_VideoExpert], inputs: Sequence[Tensor], pairs: AllPairs | AvailablePairs | None
     ) -> list[Tensor]:
-        if self._pairs is None or not inputs:
-            return [gate(x) for gate, x in zip(gates, inputs, strict=True)]
-        return self._pairs.gate(inputs, gates, pairs)
+        """Each expert's rows (n, D), gated one after the other -> the same rows in float32, of length 1."""
+        if self._g is None or pairs is None:
+            return [expert.gate(x) for expert, x in zip(experts, inputs, strict=True)]
+        gated: list[Tensor] = []
+        for i, (expert, x) in enumerate(zip(experts, inputs, strict=True)):
+            mask = self._g.mask(pairs, i)  # paper, section 3.2, eq. 2 to 4
+            gated.append(expert.gate(x, mask))  # eq. 5
+            if i + 1 < len(inputs):  # the experts after this one are paired with it as it is now
+                self._g.update(pairs, i, gated[i].to(x.dtype))
+        return gated
 
 
 class _VideoExpert:

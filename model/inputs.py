@@ -197,13 +197,14 @@ def _to_float32(value: Any, where: str) -> Tensor:
         raise TypeError(f"{where}: expected an array, got a masked one; fill it with NaN where an expert is missing")
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except ValueError:
         raise ValueError(
             f"{where}: expected an array, got rows of unequal length; in a list of sequences each is (N, dim)"
-        ) from error
+        ) from None
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{where}: expected floats or integers, got dtype {array.dtype} ({type(value).__name__})")
-    with np.errstate(over="ignore"):  # beyond float32 is Inf, which is reported with its row
+    # Beyond float32 is Inf, which is reported with its row; too small is 0, and signalling NaN is NaN.
+    with np.errstate(all="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
     # PyTorch warns about read-only memory, although nothing here writes to it.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -217,15 +218,20 @@ def _check_dense(value: Tensor, where: str) -> None:
         )
 
 
-def _depth(value: Any) -> int:
-    """Number of axes of an array, or of lists nested in lists; None items count as whatever their neighbours are."""
+def _depth(value: Any, most: int = 5) -> int:
+    """Number of axes of an array, or of lists nested in lists; None items count as whatever their neighbours are.
+
+    Lists are followed `most` deep, one more than any argument has: a list may hold itself.
+    """
     if not isinstance(value, list | tuple):
         return getattr(value, "ndim", 0)
+    if not most:
+        return 0
     items = [item for item in value if item is not None]
     first = next((item for item in items if not isinstance(item, list | tuple) or len(item)), None)
     if first is None:
         return 2 if items else 1
-    return 1 + _depth(first)
+    return 1 + _depth(first, most - 1)
 
 
 def _leaves(values: Iterable[Any]) -> Iterable[Any]:
@@ -265,11 +271,12 @@ def _flags(value: Any, name: str) -> Tensor:
     else:
         try:
             array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(f"{where}: expected (B,), got rows of unequal length") from error
+        except ValueError:
+            raise ValueError(f"{where}: expected (B,), got rows of unequal length") from None
         if array.dtype.kind not in "bfiu":
             raise TypeError(f"{where}: expected 0 or 1, got dtype {array.dtype}")
-        x = torch.from_numpy(array.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # signalling NaN is NaN, which is reported with its row
+            x = torch.from_numpy(array.astype(np.float64))
     if x.ndim > 1:
         raise ValueError(f"{where}: expected (B,), got {tuple(x.shape)}")
     flag = x == 1
@@ -369,7 +376,8 @@ def _expected(of: ExpertConfig | TextConfig) -> str:
 
 def _describe(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"lists nested {_depth(value)} deep"
+        depth = _depth(value)
+        return f"lists nested {depth} deep" if depth < 5 else "lists nested 5 deep or deeper"
     if isinstance(value, str):
         return "str; token embeddings of a sentence encoder are wanted"
     shape = getattr(value, "shape", None)

@@ -1,4 +1,5 @@
-"""The pair function g and its mean over an expert's pairs, which gate the experts (paper, section 3.2, eq. 2 to 5).
+"""The pair function g and its mean over an expert's pairs, which is the mask of the expert's gate (paper, section 3.2,
+eq. 2 to 4). The loop over the experts is the engine's.
 
 What is saved against CENet's loop over all pairs:
 - g's first layer on cat(x_i, x_j) is A x_i + B x_j + b, so each half is computed once per expert, not per pair;
@@ -6,12 +7,13 @@ What is saved against CENet's loop over all pairs:
 What is not changed: an expert is gated in the model's order, with the already gated embeddings of the experts
 before it, so B x_j is computed again for each expert once it is gated.
 
-Which pairs there are is told by `AllPairs` or `AvailablePairs`; B videos, M experts, n videos that have one expert.
+`AllPairs` and `AvailablePairs` hold both halves for the pairs that there are; B videos, M experts, n videos that have
+one expert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +24,8 @@ from ..base.linear import spare_rows
 from .kernels import Parameters, fold, negated_mish
 
 
-class Pairs:
-    """The layers of g, and the gating of one expert after the other."""
+class PairFunction:
+    """The layers of g."""
 
     def __init__(self, config: CEConfig, parameters: Parameters) -> None:
         self._include_self, dim = config.include_self, config.shared_dim
@@ -45,23 +47,25 @@ class Pairs:
         self._hidden = [parameters.pack(*layer) for layer in layers[1:-1]]
         self._last = parameters.pack(*layers[-1]) if len(layers) > 1 else None
 
-    def gate(
-        self, inputs: Sequence[Tensor], gates: Sequence[Callable[..., Tensor]], pairs: AllPairs | AvailablePairs
-    ) -> list[Tensor]:
-        """Each expert's rows (n, D), gated in the model's order -> the same rows, gated, in float32."""
-        self._start(pairs, inputs)
-        gated = []
-        for i, (x, gate) in enumerate(zip(inputs, gates, strict=True)):
-            gated.append(gate(x, self._mask(pairs, i)))
-            if i + 1 < len(inputs):  # the experts after this one are paired with it as it is now
-                pairs.replace_right(i, self._right(gated[i].to(x.dtype)))
-        return gated
+    def all_pairs(self, inputs: Sequence[Tensor], size: int, available: Tensor | None = None) -> AllPairs:
+        """The pairs of M experts, each with the rows (B, D) of all `size` videos and spare rows below."""
+        left, right = (x.unflatten(0, (len(inputs), -1))[:, :size] for x in self._halves(inputs))
+        return AllPairs(left, right, available, self._include_self)
 
-    def _start(self, pairs: AllPairs | AvailablePairs, inputs: Sequence[Tensor]) -> None:
-        together, sizes = torch.cat(list(inputs)), [len(x) for x in inputs]
-        pairs.start(self._left(together), self._right(together), sizes, self._include_self)
+    def available_pairs(
+        self, inputs: Sequence[Tensor], available: Tensor, rows: Sequence[Tensor | None]
+    ) -> AvailablePairs:
+        """The pairs of M experts, each with the rows (n, D) of the videos that have it and spare rows below."""
+        sizes = [len(x) for x in inputs]
+        left, right = (x.split(sizes) for x in self._halves(inputs))
+        return AvailablePairs(left, right, available, rows, self._include_self)
 
-    def _mask(self, pairs: AllPairs | AvailablePairs, i: int) -> Tensor | None:
+    def _halves(self, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """A x_i + b and B x_j, expert below expert."""
+        together = torch.cat(list(inputs))
+        return self._left(together), self._right(together)
+
+    def mask(self, pairs: AllPairs | AvailablePairs, i: int) -> Tensor | None:
         """The mean of g over expert i's pairs, (n, D); 0 for a video that has no other expert to pair it with."""
         x = pairs.sums(i)
         if not len(x):
@@ -75,24 +79,30 @@ class Pairs:
             mask[: len(alone)].masked_fill_(alone, 0)
         return mask
 
+    def update(self, pairs: AllPairs | AvailablePairs, i: int, gated: Tensor) -> None:
+        """Pair the experts after expert i with it as it is now, (n, D)."""
+        pairs.replace_right(i, self._right(gated))
+
 
 class AllPairs:
-    """Every expert of each of B videos with every expert; with `available` (B, M), the missing have no weight."""
+    """Every expert of each of B videos with every expert.
 
-    def __init__(self, size: int, available: Tensor | None = None) -> None:
-        self._size = size
-        self._there = None if available is None else available.T.unsqueeze(2)  # (M, B, 1)
+    Args:
+        left, right: (M, B, D), both halves of g's first layer; `right` is written to.
+        available: (B, M) bool, missing experts have no weight; None where nothing is missing.
+        include_self: whether an expert is paired with itself, too.
+    """
 
-    def start(self, left: Tensor, right: Tensor, sizes: Sequence[int], include_self: bool) -> None:
-        """Both halves of g's first layer, expert below expert; all have the same number of rows, some perhaps spare."""
-        left, right = (x.unflatten(0, (len(sizes), -1)) for x in (left, right))
-        self._left, self._right = left[:, : self._size], right[:, : self._size]  # (M, B, D)
-        self._include_self = include_self
-        if self._there is None and not include_self:
-            self._there = torch.ones(len(sizes), self._size, 1, dtype=torch.bool, device=right.device)
+    def __init__(self, left: Tensor, right: Tensor, available: Tensor | None, include_self: bool) -> None:
+        self._left, self._right, self._include_self = left, right, include_self
+        self._there: Tensor | None = None  # (M, B, 1)
+        if available is not None:
+            self._there = available.T.unsqueeze(2)
+        elif not include_self:
+            self._there = torch.ones(*right.shape[:2], 1, dtype=torch.bool, device=right.device)
 
     def replace_right(self, i: int, right: Tensor) -> None:
-        self._right[i] = right[: self._size]
+        self._right[i] = right[: self._right.shape[1]]
 
     def sums(self, i: int) -> Tensor:
         """g's first layer for expert i's pairs: (M * B, D)"""
@@ -103,17 +113,17 @@ class AllPairs:
         x = x.unflatten(0, self._right.shape[:2])
         if self._there is None:
             return x.mean(0)
-        partners = self._partners(i)
+        partners = self._partners(i, self._there)
         return x.masked_fill_(~partners, 0).sum(0) / partners.sum(0).clamp_min_(1).to(x.dtype)
 
     def alone(self, i: int) -> Tensor | None:
         """(B, 1) bool, or None where no video is."""
-        return None if self._there is None else ~self._partners(i).any(0)
+        return None if self._there is None else ~self._partners(i, self._there).any(0)
 
-    def _partners(self, i: int) -> Tensor:
+    def _partners(self, i: int, there: Tensor) -> Tensor:
         if self._include_self:
-            return self._there
-        partners = self._there.clone()
+            return there
+        partners = there.clone()
         partners[i] = False
         return partners
 
@@ -122,29 +132,34 @@ class AvailablePairs:
     """Only the pairs of experts that are there, gathered.
 
     Args:
+        left, right: for each expert its rows (n, D) of both halves of g's first layer.
         available: (B, M) bool.
         rows: for each expert the rows (n,) of the videos that have it; None for all.
+        include_self: whether an expert is paired with itself, too.
     """
 
-    def __init__(self, available: Tensor, rows: Sequence[Tensor | None]) -> None:
-        self._available, self._rows = available, rows
-
-    def start(self, left: Tensor, right: Tensor, sizes: Sequence[int], include_self: bool) -> None:
-        """The same, with sizes of their own."""
-        self._left, rights = left.split(sizes), right.split(sizes)
-        size, experts = self._available.shape
-        self._right = right.new_empty(experts, size, right.shape[1])  # of missing experts nothing is read
+    def __init__(
+        self,
+        left: Sequence[Tensor],
+        right: Sequence[Tensor],
+        available: Tensor,
+        rows: Sequence[Tensor | None],
+        include_self: bool,
+    ) -> None:
+        self._left, self._rows = left, rows
+        size, experts = available.shape
+        self._right = right[0].new_empty(experts, size, right[0].shape[1])  # of missing experts nothing is read
         self._counts, self._own, self._at = [], [], []  # per expert: partners (n,); per pair: row of left, of right
-        for i, rows in enumerate(self._rows):
-            self.replace_right(i, rights[i])
-            partners = self._available if rows is None else self._available[rows]  # (n, M)
+        for i, at in enumerate(rows):
+            self.replace_right(i, right[i])
+            partners = available if at is None else available[at]  # (n, M)
             if not include_self:
                 partners = partners.clone()
                 partners[:, i] = False
             own, partner = partners.nonzero().unbind(1)
             self._counts.append(partners.sum(1))
             self._own.append(own)
-            self._at.append(partner * size + (own if rows is None else rows[own]))
+            self._at.append(partner * size + (own if at is None else at[own]))
 
     def replace_right(self, i: int, right: Tensor) -> None:
         rows = self._rows[i]

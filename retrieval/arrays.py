@@ -37,13 +37,14 @@ def real_array(value: ArrayLike, where: str) -> Array:
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a RecursionError is a RuntimeError
         raise ValueError(
             f"{where}: expected numbers in rows of equal length, got {type(value).__name__} ({error})"
-        ) from error
+        ) from None
     if array.dtype == object:
         array = _from_objects(array, where)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{where}: expected real numbers, got {array.dtype}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
+        with np.errstate(all="ignore"):
+            array = array.astype(np.float64)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return _signed(array, where) if array.dtype.kind == "u" and array.dtype.itemsize > 1 else array
@@ -54,7 +55,10 @@ def float_array(value: ArrayLike, where: str) -> Array:
     array = real_array(value, where)
     if isinstance(array, Tensor):
         return array if array.dtype in _FLOATS else array.float()
-    return array if array.dtype.kind == "f" and isinstance(value, np.ndarray) else array.astype(np.float32)
+    if array.dtype.kind == "f" and isinstance(value, np.ndarray):
+        return array
+    with np.errstate(all="ignore"):  # whatever the caller has NumPy do about numbers that float32 rounds to 0 or Inf
+        return array.astype(np.float32)
 
 
 def flag_array(value: ArrayLike, where: str) -> Array:

@@ -226,7 +226,7 @@ class Chunk:
 class Columns:
     """Arrays with a common first axis."""
 
-    def __getitem__(self, rows: np.ndarray | slice) -> Self:
+    def __getitem__(self, rows: np.ndarray | slice | list[int]) -> Self:
         return type(self)(*(getattr(self, column.name)[rows] for column in fields(self)))
 
     def __len__(self) -> int:

@@ -237,6 +237,13 @@ class VideoIndex:
         Raises:
             TypeError, ValueError: embeddings of another model or with NaN, k below 1, an empty index, a condition that
                 is not understood, sentences without an operator.
+
+        >>> video = VideoEmbeddings({"motion": [[1.0, 0.0], [0.0, 1.0]]}, available=[[1], [1]])
+        >>> text = TextEmbeddings({"motion": [[0.6, 0.8]]}, weights=[[1.0]])
+        >>> with VideoIndex("videos.lance") as index:
+        ...     index.add(["a", "b"], video)
+        ...     index.search(text, k=1).ids.tolist()
+        [['b']]
         """
         if isinstance(text, str | list | tuple):
             text = self._embed(text)

@@ -1,5 +1,7 @@
 """Operators that many tests share; the 183 M-parameter default model is built once."""
 
+import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -56,3 +58,15 @@ def default_op():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return CollaborativeExperts(device="cpu")
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """The name of a Jupyter kernel that runs this very interpreter, whatever kernels the user has."""
+    for variable in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    spec = tmp_path / "JUPYTER_PATH" / "kernels" / "of-this-test" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": command, "display_name": "test", "language": "python"}))
+    return "of-this-test"

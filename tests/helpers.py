@@ -36,6 +36,38 @@ SMALL = CEConfig(
 """Small, with the names and dimensions that CENet insists on for token sequences."""
 
 
+# The grid that the operator and its exports are held to: forms, orders of experts, what is missing, what stands there.
+FORMS = {
+    "pairwise": {},
+    "pairwise-star": {"use_ce": "pairwise-star"},
+    "pairwise-star-specific": {"use_ce": "pairwise-star-specific"},
+    "pairwise-star-tensor": {"use_ce": "pairwise-star-tensor"},
+    "triplet": {"use_ce": "triplet"},
+    "moee": {"use_ce": ""},
+    "mimic": {"use_ce": "", "mimic_ce_dims": True},
+    "pairwise-without-self": {"include_self": False},
+    "pairwise-relu-h-layers": {"use_mish": False, "num_h_layers": 2, "num_g_layers": 2},
+    "pairwise-one-g-layer": {"num_g_layers": 1, "use_bn_reason": False},
+    "pairwise-frozen-weights": {"freeze_weights": True},
+}
+ORDERS = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1])
+MISSING = ("none", "some", "all but one")
+FILLS = {"nan": np.nan, "zeros": 0.0, "garbage": 1e30}
+
+
+def availability(pattern: str, videos: int, names: tuple[str, ...]) -> dict:
+    """`ind` of one of the patterns `MISSING`."""
+    rng = np.random.default_rng(1)
+    ind = {name: np.ones(videos, dtype=np.int64) for name in names}
+    if pattern == "some":
+        for name in names[:-1]:
+            ind[name] = rng.integers(0, 2, videos)
+    if pattern == "all but one":
+        keep = rng.integers(0, len(names), videos)
+        ind = {name: (keep == i).astype(np.int64) for i, name in enumerate(names)}
+    return ind
+
+
 def towhee_dict(config: CEConfig) -> dict:
     """The keyword arguments of CENet for a config."""
     variable = {expert.name: expert.clusters for expert in config.experts if expert.variable}
@@ -235,6 +267,34 @@ def write_lance(path, name, ids, rows):
     for video, x in zip(ids, rows, strict=True):
         output = Extracted(x) if len(x) and not np.isnan(x).any() else None
         dataset.append([Row(video, video, 0.0, 1.0, True, {name: output})])
+
+
+def write_siglip(folder, tokenizer_to=None):
+    """A tiny SigLIP of random weights with a processor and a tokenizer of words; returns its folder as text.
+
+    Args:
+        tokenizer_to: a second folder that the tokenizer is written to.
+    """
+    import tokenizers
+    import transformers
+
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.SiglipConfig(
+        text_config=small | {"vocab_size": 50, "projection_size": 32}, vision_config=small | {"image_size": 32}
+    )
+    torch.manual_seed(0)
+    transformers.SiglipModel(config).save_pretrained(folder)
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    words = ["<pad>", "<unk>", "a", "dog", "runs", "two", "cats", "rabbit"]
+    plain = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", unk_token="<unk>")
+    for place in (folder, tokenizer_to):
+        if place is not None:
+            tokenizer.save_pretrained(place)
+    return str(folder)
 
 
 def same_features(a, b):

@@ -19,6 +19,7 @@ MODULES = {
     "docs/operator.md": [],
     "docs/weights.md": [],
     "docs/errors.md": [],
+    "docs/export.md": ["onnx", "onnxruntime"],
 }
 """Optional packages that a page needs. docs/extract.md has a test of its own, with media, and docs/serve.md one with a
 service."""

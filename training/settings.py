@@ -100,12 +100,8 @@ def combine(training_config: TrainingConfig | Mapping[str, Any] | None, settings
     return TrainingConfig.from_dict({**(training_config or {}), **settings})
 
 
-def fit_settings(settings: TrainingConfig, config: CEConfig, videos: int, device: torch.device) -> TrainingConfig:
-    """The settings with a batch size that the training set can fill.
-
-    Raises:
-        ValueError: a model, a precision or a number of videos that cannot be trained with.
-    """
+def check_trainable(settings: TrainingConfig, config: CEConfig, videos: int, device: torch.device) -> None:
+    """Raise ValueError for a model, a precision or a number of videos that cannot be trained with."""
     if config.concat_experts:
         raise ValueError("training: concat_experts is an ablation without experts; it cannot be trained here")
     if settings.precision == "float16" and device.type == "cpu":
@@ -113,6 +109,11 @@ def fit_settings(settings: TrainingConfig, config: CEConfig, videos: int, device
     fewest = max(SMALLEST_BATCH, settings.devices)
     if videos < fewest:
         raise ValueError(f"training: expected at least {fewest} training videos, got {videos}")
+
+
+def fit_settings(settings: TrainingConfig, config: CEConfig, videos: int, device: torch.device) -> TrainingConfig:
+    """The settings with a batch size that the training set can fill. Raises as `check_trainable`."""
+    check_trainable(settings, config, videos, device)
     if videos >= settings.batch_size:
         return settings
     lowered = videos // settings.devices * settings.devices

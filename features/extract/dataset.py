@@ -119,12 +119,13 @@ class FeatureDataset:
     """The dataset of one run, open for writing. Only one run writes to it at a time.
 
     Attributes:
+        making: how its features are made.
         ids: the clips that are in the dataset.
         complete: the files, by the names of their clips, of which every clip is in it.
     """
 
     def __init__(self, path: Path, making: Making) -> None:
-        self.path, self._making = path, making
+        self.path, self.making = path, making
         self._lance, self._arrow = import_lance(), extra("pyarrow", EXTRA)
         self._schema = _schema(making)
         self.ids: set[str] = set()
@@ -143,21 +144,13 @@ class FeatureDataset:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one commit."""
-        if not rows:
-            return
-        columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in OWN_COLUMNS}
-        for name, facts in self._making.experts.items():
-            outputs = [row.outputs[name] for row in rows]
-            arrays = [None if x is None else x.array for x in outputs]
-            columns[name] = _array_column(arrays, facts, np.dtype(self._making.dtype))
-            if facts["reads_text"]:
-                columns[f"{name}_text"] = [None if x is None else x.text for x in outputs]
-            if facts["has_labels"]:
-                columns[f"{name}_labels"] = [None if x is None else list(x.labels) for x in outputs]
-                columns[f"{name}_scores"] = [None if x is None else list(x.scores) for x in outputs]
-        table = self._arrow.table(columns, schema=self._schema)
-        self._lance.write_dataset(table, str(self.path), mode="append")
-        self.ids.update(row.id for row in rows)
+        self.append_table(rows_table(rows, self.making))
+
+    def append_table(self, table: Any) -> None:
+        """Add the rows of `rows_table` in one commit."""
+        if len(table):
+            self._lance.write_dataset(table.cast(self._schema), str(self.path), mode="append")
+        self.ids.update(table["id"].to_pylist())
 
     def compact(self) -> None:
         """Join the small files that many commits leave, which are slow to read."""
@@ -214,6 +207,23 @@ def file_of(clip_id: str) -> str:
 
 
 # --- Arrow ------------------------------------------------------------------------------------------------
+
+
+def rows_table(rows: Sequence[Row], making: Making) -> Any:
+    """Rows as an Arrow table of a dataset's columns."""
+    if not rows:
+        return _schema(making).empty_table()
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in OWN_COLUMNS}
+    for name, facts in making.experts.items():
+        outputs = [row.outputs[name] for row in rows]
+        arrays = [None if x is None else x.array for x in outputs]
+        columns[name] = _array_column(arrays, facts, np.dtype(making.dtype))
+        if facts["reads_text"]:
+            columns[f"{name}_text"] = [None if x is None else x.text for x in outputs]
+        if facts["has_labels"]:
+            columns[f"{name}_labels"] = [None if x is None else list(x.labels) for x in outputs]
+            columns[f"{name}_scores"] = [None if x is None else list(x.scores) for x in outputs]
+    return extra("pyarrow", EXTRA).table(columns, schema=_schema(making))
 
 
 def _schema(making: Making) -> Any:

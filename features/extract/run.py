@@ -10,7 +10,7 @@ import csv
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,10 @@ class Report:
         return "\n".join(lines)
 
 
+Reading = Callable[[Sequence[MediaFile], FeatureDataset, Report], None]
+"""Reads media files into a dataset."""
+
+
 def find_media(source: Path) -> list[MediaFile]:
     """The media files of a folder and those below it, or one file, in the order of their names.
 
@@ -126,6 +130,7 @@ def extract_features(
     clips: Clips | None = None,
     workers: int = 1,
     dtype: str = "float16",
+    read: Reading | None = None,
 ) -> Report:
     """Write the features of media files to a dataset, going on where an earlier run stood.
 
@@ -136,6 +141,7 @@ def extract_features(
         clips: how files are cut; None takes each as a whole.
         workers: files that are decoded at the same time.
         dtype: "float16" or "float32", in which features are kept.
+        read: reads the files into the dataset and notes in the report what it has done; None reads them here.
 
     Raises:
         ValueError: the dataset holds features of another making.
@@ -151,9 +157,11 @@ def extract_features(
         waiting = [file for file in files if fragment(file.name, 0, 0) not in dataset.complete]
         report = Report(to, skipped=len(files) - len(waiting))
         earlier = _read_errors(to.with_name(ERRORS), {file.name for file in waiting})
-        run = _Run(dataset, extractors, report, np.dtype(dtype))
         try:
-            run.process(_Reader(waiting, clips, extractors, dataset.ids, workers))
+            if read is None:
+                read_rows(waiting, clips, extractors, dataset.ids, workers, dtype, dataset.append, report)
+            else:
+                read(waiting, dataset, report)
         finally:
             report.problems[:0] = earlier
             _write_errors(to.with_name(ERRORS), report.problems)
@@ -161,16 +169,39 @@ def extract_features(
     return report
 
 
+def read_rows(
+    files: Sequence[MediaFile],
+    clips: Clips,
+    extractors: Sequence[Extractor],
+    known: set[str],
+    workers: int,
+    dtype: str,
+    append: Callable[[Sequence[Row]], None],
+    report: Report,
+) -> None:
+    """Read media files into rows, except the clips that are known, and note in the report what was done.
+
+    Args:
+        append: takes some rows, every few seconds. The other arguments are those of `extract_features`.
+    """
+    run = _Run(append, extractors, report, np.dtype(dtype))
+    run.process(_Reader(files, clips, extractors, known, workers))
+
+
 # --- networks ---------------------------------------------------------------------------------------------
 
 
 class _Run:
-    """The side of the networks: batches through every expert, rows to the dataset."""
+    """The side of the networks: batches through every expert, rows to whoever keeps them."""
 
     def __init__(
-        self, dataset: FeatureDataset, extractors: Sequence[Extractor], report: Report, dtype: np.dtype
+        self,
+        append: Callable[[Sequence[Row]], None],
+        extractors: Sequence[Extractor],
+        report: Report,
+        dtype: np.dtype,
     ) -> None:
-        self._dataset, self._extractors, self._report, self._dtype = dataset, extractors, report, dtype
+        self._append, self._extractors, self._report, self._dtype = append, extractors, report, dtype
         self._rows: list[Row] = []
         self._failures = dict.fromkeys((x.name for x in extractors), 0)
 
@@ -206,7 +237,7 @@ class _Run:
 
     def _commit(self) -> None:
         rows, self._rows = self._rows, []
-        self._dataset.append(rows)
+        self._append(rows)
 
     def _run_expert(self, extractor: Extractor, batch: Sequence[Clip]) -> list[Extracted | None]:
         """The outputs for a batch. Where it fails, its clips are tried one by one, and those that fail are missing."""

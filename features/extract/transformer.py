@@ -24,7 +24,7 @@ def load(kind: str, model: str, **options: object) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
             f"{model}: no {kind} in this folder, or on the hub as far as it is reached: {reason}"
-        ) from error
+        ) from None
 
 
 def weights_of(model: str, network: Any) -> str:

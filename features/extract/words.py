@@ -21,7 +21,7 @@ def check_encoder(encoder: Encoder | None, name: str) -> Encoder:
 
 def encode_texts(texts: Sequence[str], encoder: Encoder) -> list[Extracted | None]:
     """The tokens (W, dim) of each text in its order, None for an empty one."""
-    parts = [_split(text) for text in texts]
+    parts = [split_words(text) for text in texts]
     tokens = iter(encoder([part for text in parts for part in text]) if any(parts) else [])
     outputs: list[Extracted | None] = []
     for text, pieces in zip(texts, parts, strict=True):
@@ -30,6 +30,7 @@ def encode_texts(texts: Sequence[str], encoder: Encoder) -> list[Extracted | Non
     return outputs
 
 
-def _split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """A text in pieces of `LINE_WORDS` words; none for an empty one."""
     words = text.split()
     return [" ".join(words[i : i + LINE_WORDS]) for i in range(0, len(words), LINE_WORDS)]

@@ -1,16 +1,15 @@
 """The commands `embed` and `search`: from files of features to answers."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 
 pytest.importorskip("lance")
 
-from collaborative_experts import CollaborativeExperts, VideoIndex, iter_features, read_features
+from collaborative_experts import CollaborativeExperts, VideoIndex, read_features
 from collaborative_experts.__main__ import main
-from collaborative_experts.apps.embed import embed
+from collaborative_experts.apps.bulk import bulk_embed
 from collaborative_experts.training.encoder import identify
 from helpers import write_lance
 
@@ -49,7 +48,7 @@ def test_embed_then_search(folder, capsys):
     weights, store = str(folder / "w.safetensors"), str(folder / "videos.lance")
     for _ in range(2):  # the second time replaces
         assert main(["embed", str(folder / "features.lance"), "--weights", weights, "--to", store]) == 0
-        assert "29 videos of" in capsys.readouterr().out
+        assert "29 videos added" in capsys.readouterr().out
     op = CollaborativeExperts(weights_path=weights, device="cpu")
     features = read_features(folder / "features.lance")
     with VideoIndex(store, operator=op) as index:
@@ -75,6 +74,52 @@ def test_embed_then_search(folder, capsys):
     assert all(video["id"] < "v10" and video["id"] != "v05" for video in alike)
 
 
+def write_npz(folder, ids, rows):
+    np.savez(folder / "motion.npz", video_id=ids, motion=rows)
+
+
+def write_npy(folder, ids, rows):
+    np.save(folder / "motion.npy", rows)
+    (folder / "motion.ids.txt").write_text("\n".join(ids))
+
+
+def write_folder_of_npy(folder, ids, rows):
+    (folder / "motion").mkdir()
+    for video, row in zip(ids, rows, strict=True):
+        np.save(folder / "motion" / f"{video}.npy", row)
+
+
+def write_csv(folder, ids, rows):
+    lines = [",".join([video, *map(repr, row.tolist())]) for video, row in zip(ids, rows, strict=True)]
+    header = ",".join(["video_id", *(f"x{i}" for i in range(rows.shape[1]))])
+    (folder / "motion.csv").write_text("\n".join([header, *lines]))
+
+
+def write_hdf5(folder, ids, rows):
+    with pytest.importorskip("h5py").File(folder / "motion.h5", "w") as file:
+        file["video_id"], file["motion"] = ids, rows
+
+
+def write_in_lance(folder, ids, rows):
+    write_lance(folder / "motion.lance", "motion", ids, list(rows))
+
+
+@pytest.mark.parametrize("write", [write_npz, write_npy, write_folder_of_npy, write_csv, write_hdf5, write_in_lance])
+def test_every_kind_of_file(folder, write):
+    files = folder / "files"
+    files.mkdir()
+    ids = [f"v{i}" for i in range(5)]
+    rows = np.random.default_rng(1).standard_normal((5, 12)).astype(np.float32)
+    write(files, ids, rows)
+    assert main(["embed", str(files), "--weights", f"{folder}/w.safetensors", "--to", f"{folder}/videos.lance"]) == 0
+    op = CollaborativeExperts(weights_path=folder / "w.safetensors", device="cpu")
+    with VideoIndex(folder / "videos.lance") as index:
+        table = index.to_arrow().sort_by("id")
+    assert table["id"].to_pylist() == ids
+    expected = op.encode_video({"motion": rows}).joint()
+    np.testing.assert_allclose(np.stack(table["vector"].to_numpy()), expected, atol=1e-6)
+
+
 def test_the_index_names_its_weights(folder, capsys, monkeypatch):
     """By a path relative to it: both can be moved. Weights of another model are refused."""
     (folder / "run").mkdir()
@@ -82,7 +127,12 @@ def test_the_index_names_its_weights(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     arguments = ["embed", "features.lance", "--weights", "run/best.safetensors", "--to", "videos.lance", "--json"]
     assert main(arguments) == 0
-    assert json.loads(capsys.readouterr().out) == {"index": "videos.lance", "added": 29}
+    assert json.loads(capsys.readouterr().out) == {
+        "to": "videos.lance",
+        "added": 29,
+        "without_experts": 1,
+        "errors": [],
+    }
     moved = folder.parent / "moved"
     folder.rename(moved)
     monkeypatch.chdir(moved.parent)
@@ -108,8 +158,8 @@ def test_an_index_that_names_no_weights(folder, capsys):
 
 
 def test_batches_are_one_index(folder, monkeypatch):
-    monkeypatch.setattr("collaborative_experts.apps.embed.iter_features", partial(iter_features, batch_size=7))
-    assert embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance") == 29
+    monkeypatch.setattr("collaborative_experts.apps.bulk.BATCH", 7)
+    assert bulk_embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance").added == 29
     with VideoIndex(folder / "videos.lance") as index:
         assert len(index) == 29
 

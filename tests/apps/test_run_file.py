@@ -3,17 +3,24 @@
 import csv
 import json
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import collaborative_experts as package
 from collaborative_experts.__main__ import main
 from collaborative_experts.apps import run_file as run
 from collaborative_experts.apps.evaluate import ablate, evaluate_run
+from collaborative_experts.apps.init import choose_splits
 from collaborative_experts.apps.train import train_run
+from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.training import loop as training
+from collaborative_experts.training.encoder import BUNDLED_MODEL
+from collaborative_experts.training.settings import TrainingConfig
 from helpers import captioned, untrained
 
 TRECVID = Path(os.environ.get("TRECVID_VTT") or Path(__file__).resolve().parents[3] / "shared/data/trecvid-vtt")
@@ -98,11 +105,16 @@ def test_train_and_evaluate(folder, capsys):
     assert written["all experts"]["text_to_video"]["r1"] >= written["only motion"]["text_to_video"]["r1"]
 
 
+def split_training(path):
+    content = run.Run.read(path)
+    return content.embed(content.read_training())
+
+
 def test_validation_videos_are_held_out_by_the_seed(folder):
-    one, held_out = run.Run.read(folder / "run.toml").split_training()
+    one, held_out = split_training(folder / "run.toml")
     assert (len(one), len(held_out)) == (36, 12)
     assert not set(one.features.ids) & set(held_out.features.ids)
-    again, _ = run.Run.read(folder / "run.toml").split_training()
+    again, _ = split_training(folder / "run.toml")
     assert again.features.ids == one.features.ids
     whole = run.Run.read(folder / "run.toml").dataset("train")
     row = whole.features.ids.index(held_out.features.ids[3])
@@ -113,7 +125,7 @@ def test_validation_videos_are_held_out_by_the_seed(folder):
 def test_validation_by_split_or_none(folder, validation, sizes):
     path = folder / "run.toml"
     path.write_text(RUN.replace("validation = 0.25", f"validation = {validation}"))
-    parts = run.Run.read(path).split_training()
+    parts = split_training(path)
     assert tuple(part and len(part) for part in parts) == sizes
 
 
@@ -201,7 +213,7 @@ def test_ids_that_nothing_has(folder, capsys):
         ("shared_dim = 32", "text = 5", "run.toml: model: text: expected a table, got 5"),
         ("shared_dim = 32", "experts = 3", "run.toml: model: experts: expected a table, got 3"),
         ("shared_dim = 32", 'text = {max_tokens = "x"}', "max_tokens: expected a number, got 'x'"),
-        ("validation = 0.25", "train = []", "expected captions of split []"),
+        ("validation = 0.25", "train = []", "expected the name of a split, got an empty list"),
         ("validation = 0.25", "train = [1]", "run.toml: train: expected text, got [1]"),
     ],
 )
@@ -213,6 +225,133 @@ def test_what_is_wrong_with_a_run_is_one_line(folder, capsys, old, new, message)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("validation = 0.25", 'test = "tset"', "no caption is of split 'tset'; did you mean 'test'?"),
+        ("validation = 0.25", 'train = ["train", "extra"]', "no caption is of split 'extra'; "),
+        ("validation = 0.25", 'validation = "train"', "expected a split that is not trained on, got 'train'"),
+        ("shared_dim = 32", "use_ce = 5", "use_ce"),
+        ("shared_dim = 32", "experts = {motoin = {dim = 3}}", "no features of 'motoin'; did you mean 'motion'?"),
+        ("shared_dim = 32", "experts = {motion = {diim = 3}}", "unknown key 'diim'; did you mean 'dim'?"),
+        ("shared_dim = 32", "text = {clustres = 2}", "unknown key 'clustres'; did you mean 'clusters'?"),
+        ("shared_dim = 32", "text = {dim = 2}", "model: text: dim: the encoder gives it; leave it out"),
+        ("epochs = 12", "devices = 40\nbatch_size = 40 #", "expected at least 40 training videos, got 36"),
+        ("epochs = 12", 'precision = "float16"', "precision: 'float16' is not for cpu"),
+        ('"features"', '{motion = "features/none.npz"}', "none.npz"),
+    ],
+)
+def test_errors_come_before_the_encoder(folder, capsys, monkeypatch, old, new, message):
+    class Never(Numbers):
+        def __init__(self, model=None):
+            raise AssertionError("the encoder was loaded")
+
+    monkeypatch.setattr(run, "SentenceEncoder", Never)
+    monkeypatch.setattr("collaborative_experts.apps.train.resolve_device", lambda _: torch.device("cpu"))
+    path = folder / "run.toml"
+    path.write_text(RUN.replace("batch_size = 8\n", "").replace(old, new))
+    assert main(["train", str(path)]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [message in line for line in errors if line.startswith("error: ")] == [True], errors
+
+
+def test_videos_of_two_splits_are_warned_of(folder):
+    with (folder / "captions.csv").open("a", encoding="utf-8") as file:
+        file.write('video0,test,"1,2,3,4,5,6,7,8,9,0"\n')
+    path = folder / "run.toml"
+    path.write_text('test = "test"\n' + RUN)
+    with pytest.warns(UserWarning, match="test: 1 of its videos, such as 'video0', are trained on"):
+        run.Run.read(path).read_training()
+
+
+def test_changes_on_the_command_line(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    arguments = ["run.toml", "--folder", "second", "--set", "training.epochs=1", "--set", "model.shared_dim=16"]
+    assert main(["train", *arguments, "--set", "encoder=digits"]) == 0
+    assert "second/best.safetensors" in capsys.readouterr().out
+    assert not (folder / "run").exists()
+    config = read_config("second/best.safetensors")
+    assert config.shared_dim == 16
+    assert read_notes("second/best.safetensors")["encoder"]["name"] == "digits"
+    assert main(["evaluate", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((folder / "second" / "evaluation.json").read_text())
+    assert main(["train", "run.toml", "--set", "training.epoch=1"]) == 1
+    assert "training: unknown key 'epoch'; did you mean 'epochs'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "content"),
+    [
+        ("training.epochs=5", {"training": {"epochs": 5}}),
+        ("encoder=a/b", {"encoder": "a/b"}),
+        ('encoder="a/b"', {"encoder": "a/b"}),
+        ("train=['a', 'b']", {"train": ["a", "b"]}),
+        ('model.experts."i3d.i3d.0".dim = 7', {"model": {"experts": {"i3d.i3d.0": {"dim": 7}}}}),
+        ("a==b", {"a": "=b"}),
+    ],
+)
+def test_parse_change(change, content):
+    assert run.parse_change(change) == content
+
+
+@pytest.mark.parametrize("change", ["epochs", "=5", "a..b=5", "a=1\nb=2"])
+def test_a_change_that_is_none(change):
+    with pytest.raises(ValueError, match="--set: expected KEY=VALUE, such as "):
+        run.parse_change(change)
+
+
+def test_evaluate_refuses_another_encoder(folder, capsys):
+    path = folder / "run.toml"
+    path.write_text(RUN.replace("epochs = 12", "epochs = 1"))
+    assert main(["train", str(path)]) == 0
+
+    class Others(Numbers):
+        def _digits(self, word):
+            return [1.0] * self.dim
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "SentenceEncoder", Others)
+        assert main(["evaluate", str(path)]) == 1
+    assert "expected the token embeddings of numbers, got different ones" in capsys.readouterr().err
+
+
+def test_init_writes_a_run_file(folder, capsys, monkeypatch):
+    (folder / "run.toml").unlink()
+    (folder / "runs").mkdir()
+    monkeypatch.chdir(folder)
+    assert main(["init", "features", "captions.csv", "--to", "runs/first.toml"]) == 0
+    written = (folder / "runs" / "first.toml").read_text()
+    found = run.Run.read("runs/first.toml")
+    assert (found.features, found.captions) == (Path("runs/../features"), Path("runs/../captions.csv"))
+    assert (found.train, found.validation, found.test) == ("train", 0.15, "test")
+    assert "#   train: 48 videos, 96 captions" in written
+    assert re.search(r"#   motion +\(12,\)", written)
+    assert len(found.read_training().rows) == 41
+    assert main(["init", "features", "captions.csv", "--to", "runs/first.toml"]) == 1
+    assert "runs/first.toml: exists already" in capsys.readouterr().err
+    # Every setting is there, with its default.
+    (folder / "runs" / "first.toml").write_text(re.sub(r"^# (?=[a-z_]+ = )", "", written, flags=re.MULTILINE))
+    every = run.Run.read("runs/first.toml")
+    assert every.training == found.training
+    assert every.model == run.MODEL | {"text": run.TEXT}
+    assert every.encoder == BUNDLED_MODEL
+    for setting in fields(TrainingConfig):
+        assert setting.name == "folder" or re.search(rf"^# {setting.name} = .+  # \S", written, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["test", "train"], ("train", 0.15, "test")),
+        (["train", "val", "testing"], ("train", "val", "testing")),
+        (["all"], ("all", 0.15, None)),
+    ],
+)
+def test_choose_splits(names, chosen):
+    assert choose_splits(names) == chosen
 
 
 def test_a_batch_larger_than_the_training_set_is_lowered(folder):

@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -105,18 +104,6 @@ def test_no_browser(example, monkeypatch):
 
 
 # --- the notebook -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    """The name of a Jupyter kernel that runs this very interpreter, whatever kernels the user has."""
-    for variable in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    spec = tmp_path / "JUPYTER_PATH" / "kernels" / "of-this-test" / "kernel.json"
-    spec.parent.mkdir(parents=True)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec.write_text(json.dumps({"argv": command, "display_name": "test", "language": "python"}))
-    return "of-this-test"
 
 
 def test_notebook_runs(kernel, tmp_path):

@@ -123,6 +123,22 @@ def test_pytest_inside_the_folder(clone):
     assert "passed" in run_python(clone, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/base/test_config.py")
 
 
+def test_a_notebook_inside_the_folder(clone, kernel):
+    """The kernel's working folder comes before the installed packages, and holds collaborative_experts.py."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("import collaborative_experts as ce; print(ce.__file__)"),
+            nbformat.v4.new_code_cell("from collaborative_experts.retrieval.similarity import similarity"),
+            nbformat.v4.new_code_cell("print(similarity is ce.similarity)"),
+        ]
+    )
+    resources = {"metadata": {"path": str(clone)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources).execute()
+    printed = "".join(out.text for cell in notebook.cells for out in cell.outputs if out.get("name") == "stdout")
+    assert printed.split() == [str(clone / "__init__.py"), "True"]
+
+
 @pytest.fixture(scope="module")
 def wheel(clone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")

@@ -42,10 +42,16 @@ def test_arguments_in_the_hubs_order(small_weights):
         ({"dtype": "float16", "device": "cpu"}, "dtype: 'float16' is not for cpu; use 'float32' or 'bfloat16'"),
         ({"device": "gpu"}, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         ({"device": "meta"}, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'meta'"),
+        ({"device": np.array(["cpu"] * 2)}, "device: expected 'cpu', 'cuda' or 'cuda:N', got array"),
+        ({"modality": np.array(["video", "text"])}, "modality: expected one of None, 'video', 'text', got ndarray"),
+        ({"output": np.array(["vector"] * 2)}, "output: expected one of .*, got ndarray"),
+        ({"dtype": np.array(["int8"] * 2)}, "dtype: expected one of .*, got ndarray"),
+        ({"weights_path": 5}, "weights_path: expected the path of a file, or None, got int"),
+        ({"weights_path": b"a.pth"}, "weights_path: expected the path of a file, or None, got bytes"),
     ],
 )
 def test_bad_arguments(arguments, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         CollaborativeExperts(SMALL, **arguments)
 
 
@@ -223,7 +229,8 @@ def test_conventions(small_op):
     assert isinstance(small_op, NNOperator)
     assert small_op.shared_type == SharedType.Shareable
     assert CollaborativeExperts.supported_model_names() == ["msrvtt-train-full-ce"]
-    assert small_op.supported_formats == ["safetensors", "pytorch"]
+    assert CollaborativeExperts.supported_model_names(format="onnx") == ["msrvtt-train-full-ce"]
+    assert small_op.supported_formats == ["onnx"]
     assert package.collaborative_experts.__module__ == "collaborative_experts"
 
 

@@ -135,8 +135,8 @@ def test_towhees_own_loader_takes_what_save_model_writes(small_op, tmp_path):
     model = cenet(SMALL, seed=9)
     model.load_state_dict(torch.load(path, weights_only=True))
     assert small_op.save_model("safetensors", tmp_path / "ce.safetensors").is_file()
-    with pytest.raises(ValueError, match="format: expected one of 'safetensors', 'pytorch', got 'onnx'"):
-        small_op.save_model("onnx")
+    with pytest.raises(ValueError, match="format: expected one of 'safetensors', 'pytorch', 'onnx', got 'tensorrt'"):
+        small_op.save_model("tensorrt")
 
 
 def test_the_message_lists_every_kind_of_mismatch(state, tmp_path):

@@ -281,6 +281,12 @@ def test_any_mix_of_missing_rows(small_op, data):
 
 
 # --- what is refused ----------------------------------------------------------------------------------
+CYCLE = []
+CYCLE.append(CYCLE)
+DEEP = [1.0]
+for _ in range(10_000):
+    DEEP = [DEEP]
+
 # name: (what to change of a good call (experts, ind, text) for three videos, error, words of its message)
 
 BAD = {
@@ -342,6 +348,20 @@ BAD = {
     "text for other videos": (lambda e, i, t: (e, i, t[:2]), ValueError, "text: expected captions for 3 videos, got 2 rows"),
     "one caption for three": (lambda e, i, t: (e, i, t[0, 0]), ValueError, "text: expected captions for 3 videos, got one caption"),
     "three captions for one": (lambda e, i, t: ({k: x[0] for k, x in e.items()}, None, t), ValueError, "text: expected captions for one video, got 3 rows"),
+    "cyclic list": (lambda e, i, t: ({**e, "face": CYCLE}, i, t), ValueError, "experts['face'], row 0: expected an array"),
+    "cyclic list of sequences": (lambda e, i, t: ({**e, "ocr": CYCLE}, i, t), ValueError, "experts['ocr'], row 0: expected an array"),
+    "deep list": (lambda e, i, t: ({**e, "face": DEEP}, i, t), ValueError, "experts['face'], row 0: expected an array"),
+    "deep list of sequences": (lambda e, i, t: ({**e, "ocr": DEEP}, i, t), ValueError, "experts['ocr'], row 0: expected an array"),
+    "ind cyclic": (lambda e, i, t: (e, {**i, "face": CYCLE}, t), ValueError, "ind['face']: expected (B,)"),
+    "ind deep": (lambda e, i, t: (e, {**i, "face": DEEP}, t), ValueError, "ind['face']: expected (B,)"),
+    "text cyclic": (lambda e, i, t: (e, i, CYCLE), ValueError, "text: expected (W, 24), (B, W, 24) or (B, K, W, 24), got lists nested 5 deep or deeper"),
+    "text deep": (lambda e, i, t: (e, i, DEEP), ValueError, "text: expected (W, 24), (B, W, 24) or (B, K, W, 24), got lists nested 5 deep or deeper"),
+    "a set": (lambda e, i, t: ({**e, "face": {1.0}}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype object (set)"),
+    "ind set": (lambda e, i, t: (e, {**i, "face": {0, 1}}, t), TypeError, "ind['face']: expected 0 or 1, got dtype object"),
+    "text set": (lambda e, i, t: (e, i, {1.0}), ValueError, "text: expected (W, 24), (B, W, 24) or (B, K, W, 24), got set"),
+    "integers beyond float": (lambda e, i, t: ({**e, "face": [[10**400] * 12] * 3}, i, t), TypeError, "experts['face'], row 0: expected floats or integers, got dtype object"),
+    "ind beyond float": (lambda e, i, t: (e, {**i, "face": [1, 0, 10**400]}, t), TypeError, "ind['face']: expected 0 or 1, got dtype object"),
+    "text beyond float": (lambda e, i, t: (e, i, [[10**400] * 24]), TypeError, "text: expected floats or integers, got dtype object"),
     "no text": (lambda e, i, t: (e, i), TypeError, "an operator with modality=None takes (experts, ind, text): missing a required argument: 'text'"),
 }  # fmt: skip
 
@@ -357,6 +377,30 @@ def test_bad_input_is_refused_before_any_computation(case, small_op, monkeypatch
     monkeypatch.setattr(small_op.model, "encode_text", compute)
     with pytest.raises(error, match=re.escape(words)):
         small_op(*change(*random_inputs(SMALL, 3)))
+
+
+SIGNALLING = np.array([0x7FA00000, 0x3F800000, 0], dtype=np.uint32).view(np.float32)
+SIGNALLING64 = np.array([0x7FF4000000000000, 0, 0], dtype=np.uint64).view(np.float64)
+
+
+@pytest.mark.parametrize("all_errors", ["warn", "raise"])
+def test_numpy_settings_of_the_caller_do_not_count(all_errors, small_op):
+    """A number too small for float32 is 0, and a signalling NaN is NaN; neither warns nor raises."""
+    experts, ind, text = random_inputs(SMALL, 3)
+    tiny = {name: changed(x.astype(np.float64), (0, 0), 1e-310) for name, x in experts.items()}
+    zero = {name: changed(x, (0, 0), 0) for name, x in experts.items()}
+    missing = changed(np.zeros((3, 12)), (slice(None), 0), SIGNALLING64)
+    expected = small_op(zero, ind, changed(text, (0, 0, 0, 0), 0))
+    with np.errstate(all=all_errors), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = small_op(tiny, ind, changed(text.astype(np.float64), (0, 0, 0, 0), 1e-310))
+        lists = small_op({name: x.tolist() for name, x in tiny.items()}, ind, text)
+        with pytest.raises(ValueError, match=re.escape("ind['face'], row 0: expected 0 or 1, got [nan]")):
+            small_op(experts, {**ind, "face": SIGNALLING}, text)
+        assert small_op.encode_video({**experts, "face": missing}).available[:, 1].tolist() == [False, True, True]
+    for side, other in zip(ours, expected, strict=True):
+        assert largest_difference(side, other) == 0
+    assert all(np.isfinite(x).all() for x in lists[1].values())
 
 
 def test_many_bad_rows_are_cut_to_ten():

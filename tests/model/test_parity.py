@@ -10,36 +10,18 @@ import torch
 from collaborative_experts import MSRVTT, CollaborativeExperts, similarity
 from collaborative_experts.model.cenet import initial_state
 from collaborative_experts.model.checkpoint import write_weights
-from helpers import SMALL, cenet, largest_difference, random_inputs, run_cenet
-
-FORMS = {
-    "pairwise": {},
-    "pairwise-star": {"use_ce": "pairwise-star"},
-    "pairwise-star-specific": {"use_ce": "pairwise-star-specific"},
-    "pairwise-star-tensor": {"use_ce": "pairwise-star-tensor"},
-    "triplet": {"use_ce": "triplet"},
-    "moee": {"use_ce": ""},
-    "mimic": {"use_ce": "", "mimic_ce_dims": True},
-    "pairwise-without-self": {"include_self": False},
-    "pairwise-relu-h-layers": {"use_mish": False, "num_h_layers": 2, "num_g_layers": 2},
-    "pairwise-one-g-layer": {"num_g_layers": 1, "use_bn_reason": False},
-    "pairwise-frozen-weights": {"freeze_weights": True},
-}
-ORDERS = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1])
-MISSING = ("none", "some", "all but one")
-FILLS = {"nan": np.nan, "zeros": 0.0, "garbage": 1e30}
-
-
-def availability(pattern, videos, names):
-    rng = np.random.default_rng(1)
-    ind = {name: np.ones(videos, dtype=np.int64) for name in names}
-    if pattern == "some":
-        for name in names[:-1]:
-            ind[name] = rng.integers(0, 2, videos)
-    if pattern == "all but one":
-        keep = rng.integers(0, len(names), videos)
-        ind = {name: (keep == i).astype(np.int64) for i, name in enumerate(names)}
-    return ind
+from helpers import (
+    FILLS,
+    FORMS,
+    MISSING,
+    ORDERS,
+    SMALL,
+    availability,
+    cenet,
+    largest_difference,
+    random_inputs,
+    run_cenet,
+)
 
 
 @pytest.mark.parametrize("form", FORMS)

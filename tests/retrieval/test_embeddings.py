@@ -1,6 +1,5 @@
 """Embeddings: checked when they are made, sliced, concatenated, printed; made by one model or another."""
 
-import doctest
 import json
 
 import numpy as np
@@ -16,7 +15,6 @@ from collaborative_experts import (
     evaluate,
     similarity,
 )
-from collaborative_experts.retrieval import embeddings
 from helpers import SMALL, cenet, random_embeddings, random_inputs
 
 
@@ -275,8 +273,3 @@ def test_evaluation_does_not_pair_some_videos_captions_with_all_videos():
     with pytest.raises(ValueError, match=r"targets: .*, since 24 texts are not 3 captions for each of 4 videos"):
         evaluate(text, video)
     assert evaluate(text[:12], video).text_to_video.queries == 12
-
-
-def test_doctests():
-    assert doctest.testmod(embeddings).attempted > 0
-    assert doctest.testmod(embeddings).failed == 0

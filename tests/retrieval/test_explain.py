@@ -1,8 +1,5 @@
 """Explanations add up to the score; printed, drawn, and asked for by id."""
 
-import doctest
-import importlib
-
 import numpy as np
 import pytest
 
@@ -107,9 +104,3 @@ def test_a_notebook_shows_the_table():
 def test_bad_inputs(arguments, error, message):
     with pytest.raises(error, match=message):
         explain(*random_embeddings(2, 2), **arguments)
-
-
-def test_doctests():
-    module = importlib.import_module(explain.__module__)
-    assert doctest.testmod(module).attempted > 0
-    assert doctest.testmod(module).failed == 0

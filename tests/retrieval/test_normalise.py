@@ -1,13 +1,10 @@
 """Query banks against the published formulas over the full matrix, in float64."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 from collaborative_experts import ModelIdentity, QueryBank, TextEmbeddings, VideoEmbeddings, evaluate, evaluate_scores
-from collaborative_experts.retrieval import normalise
 from helpers import exact_scores, random_embeddings
 
 BETA, ALPHA = 20, 0.75
@@ -211,8 +208,3 @@ def test_nan():
         QueryBank(bank).biases(video)
     with pytest.raises(ValueError, match="QueryBank: expected a batch of videos"):
         QueryBank(bank).activated(video[0])
-
-
-def test_doctests():
-    assert doctest.testmod(normalise).attempted > 0
-    assert doctest.testmod(normalise).failed == 0

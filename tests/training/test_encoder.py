@@ -89,7 +89,7 @@ def test_the_bundled_encoder_is_recognised():
     assert (identity.name, identity.model, identity.dim) == ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", 384)
     again = SentenceEncoder(identity.model)
     check_same_encoder(identity, again)
-    folder = again._transformer[0].auto_model.config._name_or_path
+    folder = encoders._bundled_folder()
     assert identify(SentenceEncoder(folder)).probe == identity.probe
 
 

@@ -137,7 +137,7 @@ def test_errors_at_start_are_one_line(options, message, index, tmp_path, capsys,
 
 def test_a_store_that_is_not_there(tmp_path, capsys):
     assert main(["serve", str(tmp_path / "none.lance")]) == 1
-    assert "there is no index" in capsys.readouterr().err
+    assert "there is no such index" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_fit_is_refused_at_start(index, tmp_path, capsys, monkeypatch):

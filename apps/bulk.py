@@ -1,0 +1,284 @@
+"""Features to an index in bulk: shards of videos, embedded in this process or by actors of Ray Data.
+
+A shard is read, embedded and added as a whole, in one commit. Shards are the same in every run over the same files, so
+that a run which was killed and started again stores the very rows that an undisturbed one stores.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..base.dependencies import extra
+from ..base.files import replacing
+from ..features.extract.clip_facts import iter_clip_facts
+from ..features.features import BATCH, FeatureReader, Features, Files
+from ..features.formats import LANCE
+from ..hub.operator import CollaborativeExperts
+from ..retrieval.embeddings import ModelIdentity, VideoEmbeddings
+from ..retrieval.index import VideoIndex
+from .journal import Entry, Journal, fingerprint
+from .tasks import Pool, Task, run_tasks
+
+SHARD_BYTES = 2**25
+"""Embeddings of a shard: enough for a commit, and little beside a worker's model."""
+
+MOST_BAD_ROWS = 20
+"""A shard with more unreadable videos than this and no readable one stops the run: the fault is in the file."""
+
+EMBEDDING = "embedding."
+"""Prefix of the columns with the embeddings of an expert."""
+
+
+@dataclass
+class BulkReport:
+    """The outcome of a run.
+
+    Attributes:
+        to: the index.
+        added: videos that were added or replaced, in this run and in the runs that it goes on with.
+        without_experts: videos that no expert has anything of, which were left out.
+        errors: (id, reason) of videos whose features cannot be read.
+    """
+
+    to: str
+    added: int = 0
+    without_experts: int = 0
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+    def count(self, entry: Entry) -> None:
+        """Add the figures of a finished shard."""
+        self.added += entry["added"]
+        self.without_experts += entry["without_experts"]
+        self.errors += [(video, reason) for video, reason in entry["errors"]]
+
+    def __str__(self) -> str:
+        lines = [f"{self.to}: {self.added:,} videos added"]
+        if self.without_experts:
+            lines.append(f"{self.without_experts:,} videos without any expert were left out")
+        if self.errors:
+            where = errors_path(self.to)
+            lines.append(f"{len(self.errors):,} videos cannot be read{f', listed in {where}' if where else ''}:")
+            lines += [f"  {video}: {reason}" for video, reason in self.errors[:10]]
+            if len(self.errors) > 10:
+                lines.append(f"  and {len(self.errors) - 10:,} more")
+        return "\n".join(lines)
+
+
+def bulk_embed(
+    features: Files,
+    weights: str | Path,
+    to: str | Path,
+    pool: Pool | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+) -> BulkReport:
+    """Embed the videos of files of features and add them to an index, going on where a killed run stood.
+
+    An id that is in the index is replaced. Videos without any expert are left out, and so are videos whose features
+    cannot be read: these are listed in `NAME.errors.csv` beside an index of this machine. Memory holds a few shards.
+
+    Args:
+        features: a file, a folder or {expert: file}, as `read_features` takes them. With a pool every machine reads
+            them at this path.
+        weights: a weights file; with a pool, every machine reads it at this path.
+        to: the index, as `VideoIndex` takes it. Only this process writes to it. It keeps the path of the weights, which
+            `search` asks it for.
+        pool: actors of Ray Data that share the work; None does it in this process.
+        device, dtype: of the operator.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as `read_features`, the operator and `VideoIndex.add`.
+        ImportError: an extra is missing; the message names it.
+        OSError: the index cannot be written. What was added before is intact, and the same call goes on.
+        RuntimeError: a worker raised.
+    """
+    operator = CollaborativeExperts(weights_path=weights, device=device, modality="video", dtype=dtype)
+    with FeatureReader(features, operator.config) as reader:
+        videos = len(reader.ids)
+    shards = _shards(videos, sum(operator.config.output_dims.values()))
+    journal = Journal(_journal_path(to), [_facts(features), str(weights), operator.identity.weights, dtype, shards])
+    report = BulkReport(str(to))
+    for entry in journal.finished.values():
+        report.count(entry)
+    waiting = [shard for shard in shards if shard["shard"] not in journal.finished]
+    make_worker = partial(EmbeddingWorker, features, weights, device, dtype)
+    with VideoIndex(to) as index, extra("tqdm", "index").tqdm(total=videos, unit=" videos", desc="embed") as bar:
+        bar.update(videos - sum(shard["stop"] - shard["start"] for shard in waiting))
+        for number, table in _whole_shards(run_tasks(make_worker, waiting, pool), waiting):
+            entry = _store(index, table, operator.identity)
+            journal.finish(number, entry)
+            report.count(entry)
+            bar.update(len(table))
+        if report.added:
+            index.note_weights(weights)
+    _write_errors(errors_path(to), report.errors)
+    journal.remove()
+    return report
+
+
+def errors_path(to: str | Path) -> Path | None:
+    """The file that lists what cannot be read, beside an index of this machine: `videos.errors.csv`."""
+    return None if "://" in str(to) else Path(to).with_suffix(".errors.csv")
+
+
+# --- workers ------------------------------------------------------------------------------------------------
+
+
+class EmbeddingWorker:
+    """Reads shards of videos and embeds them. A shard gives one table, a row a video:
+
+    `shard`; `id`; `error`, the reason where its features cannot be read; `clip`, JSON, where `extract` made them;
+    `available` (M,) bool; and for each expert `embedding.NAME` (D,) float32. Where there is an error, the rest is null.
+    """
+
+    def __init__(self, features: Files, weights: str | Path, device: str | None, dtype: str) -> None:
+        self._operator = CollaborativeExperts(weights_path=weights, device=device, modality="video", dtype=dtype)
+        self._reader = FeatureReader(features, self._operator.config)
+        is_extracted = isinstance(features, str | Path) and Path(features).suffix == LANCE
+        self._extracted = Path(features) if is_extracted else None
+
+    def __call__(self, task: Task) -> Iterator[Any]:
+        arrow = extra("pyarrow", "index")
+        ids = self._reader.ids[task["start"] : task["stop"]]
+        tables, bad = [], []
+        clips = self._clips(task)
+        for start in range(0, len(ids), BATCH):
+            batch, errors = _read_good(self._reader, ids[start : start + BATCH])
+            bad += errors
+            if batch is not None:
+                tables.append(self._embed(batch, clips))
+        if len(bad) > MOST_BAD_ROWS and len(bad) == len(ids):
+            raise ValueError(f"none of {len(bad):,} videos can be read: {bad[0][1]}")
+        if bad:
+            tables.append(arrow.table({"id": [video for video, _ in bad], "error": [reason for _, reason in bad]}))
+        table = arrow.concat_tables(tables, promote_options="default")
+        yield table.append_column("shard", arrow.array(np.full(len(table), task["shard"])))
+
+    def _clips(self, task: Task) -> dict[str, str]:
+        """{id: uri, span and metadata as JSON} of a dataset of `extract`, whose order is that of the reader's ids."""
+        if self._extracted is None:
+            return {}
+        facts = iter_clip_facts(self._extracted, start=task["start"], stop=task["stop"])
+        return {
+            clip.id: json.dumps({"uri": clip.uri, "span": clip.span, "metadata": clip.metadata})
+            for clips, _ in facts
+            for clip in clips
+        }
+
+    def _embed(self, batch: Features, clips: Mapping[str, str]) -> Any:
+        arrow = extra("pyarrow", "index")
+        video = self._operator.encode_video(batch.experts, batch.ind)
+        columns = {"id": arrow.array(batch.ids), "error": arrow.nulls(len(batch), arrow.string())}
+        columns["clip"] = arrow.array([clips.get(video) for video in batch.ids], arrow.string())
+        columns["available"] = _lists(video.available)
+        return arrow.table(columns | {EMBEDDING + name: _lists(x) for name, x in video.embds.items()})
+
+
+def _read_good(reader: FeatureReader, ids: Sequence[str]) -> tuple[Features | None, list[tuple[str, str]]]:
+    """The features of the videos that can be read, and (id, reason) of the others."""
+    try:
+        return reader.read(ids), []
+    except ValueError:
+        reasons = [(video, _reason(reader, video)) for video in ids]
+    good = [video for video, reason in reasons if reason is None]
+    return reader.read(good) if good else None, [(video, reason) for video, reason in reasons if reason is not None]
+
+
+def _reason(reader: FeatureReader, video: str) -> str | None:
+    """The error that reading a video raises; None where there is none."""
+    try:
+        reader.read([video])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+# --- the writer -----------------------------------------------------------------------------------------------
+
+
+def _shards(videos: int, dim: int) -> list[dict[str, int]]:
+    """Spans of the videos of some `SHARD_BYTES` of embeddings."""
+    size = max(1, SHARD_BYTES // (4 * dim))
+    return [
+        {"shard": number, "start": start, "stop": min(start + size, videos)}
+        for number, start in enumerate(range(0, videos, size))
+    ]
+
+
+def _whole_shards(tables: Iterator[Any], shards: Sequence[Mapping[str, int]]) -> Iterator[tuple[int, Any]]:
+    """(number, table) of each shard. Ray may cut a worker's table, or join tables of one worker."""
+    arrow, compute = extra("pyarrow", "index"), extra("pyarrow.compute", "index")
+    rows = {shard["shard"]: shard["stop"] - shard["start"] for shard in shards}
+    parts: dict[int, list[Any]] = {}
+    for table in tables:
+        for number in compute.unique(table["shard"]).to_pylist():
+            found = parts.setdefault(number, [])
+            found.append(table.filter(compute.equal(table["shard"], number)))
+            if sum(map(len, found)) == rows[number]:
+                yield number, arrow.concat_tables(parts.pop(number))
+
+
+def _store(index: VideoIndex, table: Any, model: ModelIdentity) -> Entry:
+    """Add a shard to the index, and give its figures."""
+    compute = extra("pyarrow.compute", "index")
+    is_good = compute.is_null(table["error"])
+    good, bad = table.filter(is_good), table.filter(compute.invert(is_good))
+    available = _matrix(good["available"]) if len(good) else np.empty((0, 1), dtype=bool)
+    kept = available.any(axis=1)
+    if kept.any():
+        rows = good.filter(kept)
+        names = [name for name in rows.column_names if name.startswith(EMBEDDING)]
+        embeddings = {name.removeprefix(EMBEDDING): _matrix(rows[name]) for name in names}
+        clips = [json.loads(text) if text else {} for text in rows["clip"].to_pylist()]
+        index.add(
+            rows["id"].to_pylist(),
+            VideoEmbeddings(embeddings, available[kept], model),
+            uris=[clip.get("uri") for clip in clips],
+            spans=[clip.get("span") for clip in clips],
+            metadata=[clip.get("metadata") for clip in clips],
+        )
+    errors = [[video, reason] for video, reason in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
+    return {"added": int(kept.sum()), "without_experts": int((~kept).sum()), "errors": errors}
+
+
+def _lists(matrix: np.ndarray) -> Any:
+    """A matrix as an Arrow array of lists."""
+    arrow = extra("pyarrow", "index")
+    return arrow.FixedSizeListArray.from_arrays(arrow.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def _matrix(column: Any) -> np.ndarray:
+    """An Arrow column of lists of one size as a matrix."""
+    array = column.combine_chunks()
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+
+
+def _journal_path(to: str | Path) -> Path | None:
+    return None if "://" in str(to) else Path(to, "_embed", "journal.jsonl")
+
+
+def _facts(features: Files) -> list[Any]:
+    """The files of the features, and what tells that they have changed."""
+    paths = features.values() if isinstance(features, Mapping) else [features]
+    return [[str(Path(path).absolute()), fingerprint(Path(path))] for path in paths]
+
+
+def _write_errors(path: Path | None, errors: Sequence[tuple[str, str]]) -> None:
+    """One line a video; no file where there are none."""
+    if path is None:
+        return
+    if not errors:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "reason"])
+        writer.writerows(errors)

@@ -1,0 +1,80 @@
+"""Videos and texts embedded by a Triton server, with the features as binary tensors.
+
+    pip install 'tritonclient[http]'
+    python examples/triton_client.py --url localhost:8000
+
+The server has the two graphs that docker/build_models.py makes (docs/export.md). Made-up features are sent here, in the
+shapes that the server tells of. Yours come from `read_features`, tokens from the encoder of the model's training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+import numpy as np
+import tritonclient.http as triton
+
+VIDEO_MODEL, TEXT_MODEL = (f"video-text-embedding.collaborative-experts-{step}" for step in (0, 1))
+"""The names that Towhee gives the steps of the pipeline."""
+
+
+def embed_videos(
+    client: triton.InferenceServerClient, experts: Mapping[str, np.ndarray], available: np.ndarray
+) -> dict[str, np.ndarray]:
+    """{expert: (B, D)} of features {expert: (B, dim) or (B, N, dim)} and availability (B, M), experts in order."""
+    arrays = {f"experts.{name}": np.asarray(x, np.float32) for name, x in experts.items()}
+    outputs = infer(client, VIDEO_MODEL, arrays | {"available": np.asarray(available, bool)})
+    return {name.removeprefix("video."): x for name, x in outputs.items()}
+
+
+def embed_texts(client: triton.InferenceServerClient, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """{expert: (T, D)} and expert weights (T, M) of token embeddings (T, W, dim)."""
+    outputs = infer(client, TEXT_MODEL, {"tokens": np.asarray(tokens, np.float32)})
+    weights = outputs.pop("weights")
+    return {name.removeprefix("text."): x for name, x in outputs.items()}, weights
+
+
+def infer(client: triton.InferenceServerClient, model: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs of a model, both ways without JSON between the numbers."""
+    inputs = []
+    for name, array in arrays.items():
+        tensor = triton.InferInput(name, list(array.shape), "BOOL" if array.dtype == bool else "FP32")
+        tensor.set_data_from_numpy(array, binary_data=True)
+        inputs.append(tensor)
+    names = [output["name"] for output in client.get_model_metadata(model)["outputs"]]
+    wanted = [triton.InferRequestedOutput(name, binary_data=True) for name in names]
+    result = client.infer(model, inputs, outputs=wanted)
+    return {name: result.as_numpy(name) for name in names}
+
+
+def made_up(client: triton.InferenceServerClient, model: str, rows: int, tokens: int = 20) -> dict[str, np.ndarray]:
+    """Random numbers for every input of a model, in its shape; a free axis has `rows`, a second one `tokens`."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for tensor in client.get_model_metadata(model)["inputs"]:
+        shape = [rows, *(size if size > 0 else tokens for size in tensor["shape"][1:])]
+        x = rng.random(shape, np.float32)
+        arrays[tensor["name"]] = x > 0.2 if tensor["datatype"] == "BOOL" else x
+    return arrays
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Embed made-up videos and texts by a Triton server.")
+    parser.add_argument("--url", default="localhost:8000", help="host:port of its HTTP service")
+    client = triton.InferenceServerClient(parser.parse_args(arguments).url)
+    arrays = made_up(client, VIDEO_MODEL, rows=8)
+    available = arrays.pop("available")
+    experts = {name.removeprefix("experts."): x for name, x in arrays.items()}
+    videos = embed_videos(client, experts, available)
+    texts, weights = embed_texts(client, made_up(client, TEXT_MODEL, rows=3)["tokens"])
+    # CE's score: the experts' cosines, weighted by the text, over the experts that the video has
+    shares = weights[:, None, :] * available[None, :, :]
+    cosines = np.stack([texts[name] @ videos[name].T for name in videos], axis=2)  # (T, B, M)
+    scores = (shares * cosines).sum(2) / np.maximum(shares.sum(2), 1e-12)
+    for row in scores:
+        print(" ".join(f"{score:6.3f}" for score in row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Embedding in bulk: what one undisturbed process stores is stored whatever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lance")
+
+from collaborative_experts import CollaborativeExperts, VideoIndex, read_features
+from collaborative_experts.apps import bulk
+from collaborative_experts.apps.journal import Journal
+from collaborative_experts.apps.tasks import Pool, run_tasks
+from helpers import TRAINABLE, untrained, write_features
+
+VIDEOS = 120
+SHARD = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Features of which v007 has no expert and v009 an Inf, and weights."""
+    folder = tmp_path_factory.mktemp("bulk")
+    (folder / "features").mkdir()
+    rng = np.random.default_rng(0)
+    ids = [f"v{i:03}" for i in range(VIDEOS)]
+    motion = rng.standard_normal((VIDEOS, 12), dtype=np.float32)
+    motion[7], motion[9] = np.nan, np.inf
+    write_features(folder / "features", "npz", "motion", ids, motion)
+    tokens = [rng.standard_normal((3, 6), dtype=np.float32) for _ in ids[20:]]
+    write_features(folder / "features", "npz by video", "sound", ids[20:], tokens)
+    untrained().save(folder / "w.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(bulk, "SHARD_BYTES", 4 * SHARD * sum(TRAINABLE.output_dims.values()))
+
+
+def embed(folder, to, pool=None):
+    return bulk.bulk_embed(folder / "features", folder / "w.safetensors", to, pool, device="cpu")
+
+
+def rows(to):
+    with VideoIndex(to) as index:
+        return index.to_arrow().sort_by("id")
+
+
+@pytest.fixture(scope="module")
+def expected(folder, tmp_path_factory):
+    """The rows of an undisturbed run."""
+    to = tmp_path_factory.mktemp("expected") / "videos.lance"
+    bulk.bulk_embed(folder / "features", folder / "w.safetensors", to, device="cpu")
+    return rows(to)
+
+
+def test_rows_are_what_the_operator_gives(folder, tmp_path):
+    report = embed(folder, tmp_path / "videos.lance")
+    assert (report.added, report.without_experts) == (VIDEOS - 2, 1)
+    assert [video for video, _ in report.errors] == ["v009"]
+    assert "got Inf" in report.errors[0][1]
+    assert "v009" in (tmp_path / "videos.errors.csv").read_text()
+    op = CollaborativeExperts(weights_path=folder / "w.safetensors", device="cpu")
+    found = rows(tmp_path / "videos.lance")
+    kept = read_features(folder / "features", found["id"].to_pylist())
+    joint = op.encode_video(kept.experts, kept.ind).joint()
+    assert np.abs(np.array(found["vector"].to_pylist()) - joint).max() < 1e-6
+
+
+def test_a_second_run_replaces_what_has_changed(folder, tmp_path):
+    to = tmp_path / "videos.lance"
+    embed(folder, to)
+    first = rows(to)
+    assert not (to / "_embed" / "journal.jsonl").exists()
+    features = read_features(folder / "features", [f"v{i:03}" for i in range(5)])
+    (tmp_path / "changed").mkdir()
+    write_features(tmp_path / "changed", "npz", "motion", list(features.ids), -features.experts["motion"])
+    report = bulk.bulk_embed(tmp_path / "changed", folder / "w.safetensors", to, device="cpu")
+    assert report.added == 5
+    assert not (tmp_path / "videos.errors.csv").exists()
+    second = rows(to)
+    changed = [a != b for a, b in zip(first["vector"].to_pylist(), second["vector"].to_pylist(), strict=True)]
+    assert changed == [True] * 5 + [False] * (VIDEOS - 7)
+
+
+def test_a_failed_run_goes_on(folder, tmp_path, monkeypatch, expected):
+    """The disk is full after three shards: one error, and the same call does the other shards only."""
+    to, add, calls = tmp_path / "videos.lance", VideoIndex.add, []
+
+    def full(self, ids, *args, **kwargs):
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        calls.append(ids)
+        add(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(VideoIndex, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        embed(folder, to)
+    assert len(rows(to)) == sum(map(len, calls))
+    monkeypatch.setattr(VideoIndex, "add", lambda self, ids, *a, **k: (calls.append(ids), add(self, ids, *a, **k)))
+    report = embed(folder, to)
+    assert sum(map(len, calls)) == VIDEOS - 2  # each video once
+    assert (report.added, len(report.errors)) == (VIDEOS - 2, 1)
+    assert rows(to).equals(expected)
+
+
+KILLED = """
+import sys
+from collaborative_experts.apps import bulk
+bulk.SHARD_BYTES = int(sys.argv[4])
+bulk.bulk_embed(sys.argv[1], sys.argv[2], sys.argv[3], device="cpu")
+"""
+
+
+def test_killed_at_any_time(folder, tmp_path, expected):
+    """SIGKILL as soon as some more shards are there, until a run comes to its end."""
+    to = tmp_path / "videos.lance"
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, folder / "features", folder / "w.safetensors", to]
+    journal, killed = to / "_embed" / "journal.jsonl", 0
+    while True:
+        with subprocess.Popen([*map(str, command), str(bulk.SHARD_BYTES)], stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                if killed < 3 and journal.exists() and len(journal.read_text().splitlines()) > 1 + 2 * killed:
+                    process.kill()
+                    killed += 1
+                    break
+                time.sleep(0.002)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+    assert killed
+    assert rows(to).equals(expected)
+
+
+def test_a_file_of_which_nothing_can_be_read_stops_the_run(folder, tmp_path):
+    (tmp_path / "features").mkdir()
+    write_features(
+        tmp_path / "features", "npz", "motion", [f"v{i}" for i in range(40)], np.full((40, 12), np.inf, np.float32)
+    )
+    bulk.SHARD_BYTES *= 4
+    with pytest.raises(ValueError, match=r"none of 40 videos can be read: .*got Inf"):
+        bulk.bulk_embed(tmp_path / "features", folder / "w.safetensors", tmp_path / "videos.lance", device="cpu")
+
+
+def test_journal(tmp_path):
+    path = tmp_path / "a" / "journal.jsonl"
+    journal = Journal(path, ["work"])
+    journal.finish(3, {"added": 1})
+    journal.finish(1, {"added": 2})
+    assert Journal(path, ["work"]).finished == {3: {"added": 1}, 1: {"added": 2}}
+    assert Journal(path, ["other work"]).finished == {}
+    path.write_text(path.read_text()[:-5])
+    assert Journal(path, ["work"]).finished == {3: {"added": 1}}
+    journal.remove()
+    assert Journal(path, ["work"]).finished == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [({"actors": 0}, "actors: expected"), ({"cpus": 0}, "cpus: expected"), ({"gpus": -1}, "gpus: expected")],
+)
+def test_pool_refuses(settings, error):
+    with pytest.raises(ValueError, match=error):
+        Pool(**settings)
+
+
+# --- Ray ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two machines of one core each, one of which also runs the driver."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def actor_processes():
+    """Process ids of the actors of Ray Data."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"ray::MapWorker" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_a_killed_actor_and_a_killed_machine(folder, tmp_path, cluster, monkeypatch, expected):
+    to, add, killed = tmp_path / "videos.lance", VideoIndex.add, []
+
+    def add_and_kill(self, ids, *args, **kwargs):
+        add(self, ids, *args, **kwargs)
+        if not killed:
+            actors = actor_processes()
+            assert actors
+            os.kill(actors[0], signal.SIGKILL)
+        if len(killed) == 2:
+            cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+        killed.append(ids)
+
+    monkeypatch.setattr(VideoIndex, "add", add_and_kill)
+    report = embed(folder, to, Pool(actors=2))
+    assert (report.added, report.without_experts, len(report.errors)) == (VIDEOS - 2, 1, 1)
+    assert len(killed) > 3
+    assert rows(to).equals(expected)
+
+
+def test_errors_of_workers(cluster):
+    def make():
+        def work(task):
+            raise ValueError(f"task {task['number']} cannot be done")
+            yield
+
+        return work
+
+    with pytest.raises(RuntimeError, match=r"^ValueError: task 0 cannot be done$"):
+        list(run_tasks(make, [{"number": 0}], Pool(actors=1)))
+    with pytest.raises(ValueError, match="an actor needs 64 cores and 0 GPUs, more than the cluster has"):
+        list(run_tasks(make, [{"number": 0}], Pool(cpus=64)))

@@ -1,0 +1,51 @@
+"""Extraction shared by actors of Ray Data: the rows of a run in one process."""
+
+import pytest
+
+pytest.importorskip("av")
+pytest.importorskip("cv2")
+pytest.importorskip("lance")
+pytest.importorskip("ray")
+
+import lance
+import ray
+
+from collaborative_experts.apps.extract import extract
+from collaborative_experts.apps.tasks import Pool
+from helpers import flat_frames, tone, write_media
+
+SETTINGS = {"experts": ["motion", "audio"], "clips": 1.0}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(4):
+        write_media(folder / f"a{i}.mp4", flat_frames([20 * i + j for j in range(20)]), sound=tone(2, 200 + 50 * i))
+    (folder / "bad.mp4").write_text("no media")
+    return folder
+
+
+def rows(path):
+    return lance.dataset(str(path)).to_table().sort_by("id")
+
+
+def test_rows_and_report(media, tmp_path, monkeypatch):
+    monkeypatch.setattr("collaborative_experts.apps.extract.TASK_BYTES", 1)
+    (tmp_path / "alone").mkdir()
+    alone = extract(media, tmp_path / "alone" / "features.lance", **SETTINGS)
+    part = tmp_path / "part"
+    part.mkdir()
+    for name in ("a0.mp4", "a1.mp4"):
+        (part / name).symlink_to(media / name)
+    extract(part, tmp_path / "features.lance", **SETTINGS)
+    for name in ("a2.mp4", "a3.mp4", "bad.mp4"):
+        (part / name).symlink_to(media / name)
+    try:
+        shared = extract(part, tmp_path / "features.lance", **SETTINGS, pool=Pool(actors=1))
+    finally:
+        ray.shutdown()
+    assert (shared.files, shared.skipped, shared.clips) == (2, 2, 4)
+    assert [(x.file, x.reason) for x in shared.problems] == [(x.file, x.reason) for x in alone.problems]
+    found, expected = rows(tmp_path / "features.lance"), rows(tmp_path / "alone" / "features.lance")
+    assert found.drop_columns("uri").equals(expected.drop_columns("uri"))
