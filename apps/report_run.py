@@ -22,7 +22,7 @@ from ..training.run_folder import BEST
 from .report import Answer, Query, Report
 from .run_file import TEST, Run
 
-QUERIES, ANSWERS = 40, 6
+QUERIES, ANSWERS = 40, 5
 """Captions that are shown, and videos of each."""
 
 ROWS = 256
