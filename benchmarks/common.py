@@ -60,12 +60,18 @@ def medians(
 
 def matmul_rate(dtype: torch.dtype, device: torch.device = CPU) -> float:
     """The machine's best matrix product, FLOP/s, over the shapes that matter for large batches."""
-    best, videos = 0.0, 256 if device.type == "cpu" else 4096
+    return max(matmul_rates(dtype, device).values())
+
+
+def matmul_rates(dtype: torch.dtype, device: torch.device = CPU) -> dict[str, float]:
+    """FLOP/s by the products' shapes, such as "256 x 21504 x 768"."""
+    rates, videos = {}, 256 if device.type == "cpu" else 4096
     for rows, inner, outer in ((videos, 21504, 768), (9 * videos, 768, 768)):
         layer = packed_linear(torch.randn(outer, inner), None, dtype, device)
         x = torch.randn(rows, inner).to(device, dtype)
-        best = max(best, 2 * rows * inner * outer / medians(lambda layer=layer, x=x: layer(x))[0])
-    return best
+        seconds = medians(lambda layer=layer, x=x: layer(x))[0]
+        rates[f"{rows} x {inner} x {outer}"] = 2 * rows * inner * outer / seconds
+    return rates
 
 
 def read_bandwidth(device: torch.device = CPU) -> float:
@@ -134,6 +140,7 @@ __all__ = [
     "MSRVTT",
     "machine",
     "matmul_rate",
+    "matmul_rates",
     "medians",
     "random_batch",
     "read_bandwidth",

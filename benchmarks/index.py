@@ -136,7 +136,7 @@ def check(index: VideoIndex, text: TextEmbeddings, video: VideoEmbeddings) -> No
 
 
 def opened(path: Path, text: TextEmbeddings) -> float:
-    """Seconds from opening in a new process to the first answer, median of five; imports are not counted."""
+    """Seconds from opening in a new process to the first answer, median of five; loading Lance counts."""
     pickled = path.with_suffix(".pickle")
     pickled.write_bytes(pickle.dumps(text))
     command = [sys.executable, "-W", "ignore", "-c", OPENED, path, pickled]

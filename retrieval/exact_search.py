@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
 
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
+from .products import Product, halves, scaled_product
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -43,8 +43,8 @@ STEPS = 127
 FINE_STEPS = 254
 """Fine codes count in this fraction of a coarse step, so that half a step is 127 of them."""
 
-CHUNK = 8192
-"""Videos of one product: enough to be efficient, few enough for scores of 64 texts to stay in the cache."""
+CHUNK = 4096
+"""Videos of one product: enough to be efficient, few enough for scores of 64 texts to stay in the cache and small."""
 
 QUANTISE_ROWS = 512
 """Vectors quantised at once, so that they stay in the cache."""
@@ -115,7 +115,7 @@ class Queries:
     Attributes:
         weights: (T, M) float32.
         embeddings: M arrays (T, D) float32.
-        values: M arrays (2 T, D) uint8, the texts in 14 bits as `int8_rows` gives them.
+        values: M arrays (2 T, D) int8, the texts in 14 bits as a `Product` takes them.
         factors: (M, T, 1) float32, by which an expert's products are multiplied.
         lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
         corrected: (T,) float32, 1 where the videos' biases are subtracted from the scores, else 0.
@@ -125,10 +125,10 @@ class Queries:
         self.weights, self.embeddings = weights, list(embeddings)
         self.corrected = torch.ones(len(weights))
         rows = [int8_rows(x) for x in self.embeddings]
-        self.values = [x.values[: 2 * len(weights)] for x in rows]
+        self.values = [x.values[: 2 * len(weights)].to(torch.int8) - INT8_ZERO for x in rows]
         self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2)
         self.lengths = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in self.embeddings], dim=1)
-        self.errors = torch.stack([_query_error(x, y.values) for x, y in zip(embeddings, rows, strict=True)], dim=1)
+        self.errors = torch.stack([_query_error(x, y) for x, y in zip(embeddings, self.values, strict=True)], dim=1)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -143,39 +143,9 @@ class Queries:
 def _query_error(x: Tensor, values: Tensor) -> Tensor:
     """(T,): at least the length of what the 14 bits of `values` leave of x."""
     largest = x.abs().amax(1, keepdim=True).clamp_min(1e-12).double()
-    coarse, fine = (values[rows].double() - INT8_ZERO for rows in (slice(len(x)), slice(len(x), 2 * len(x))))
+    coarse, fine = halves(values.double())
     given = (coarse + fine / (2 * INT8_STEPS)) * (largest / INT8_STEPS)
     return (torch.linalg.vector_norm(x - given, dim=1) * (1 + 1e-5)).float() + 1e-7 * largest[:, 0].float()
-
-
-Product = Callable[[Tensor], Tensor]
-"""(rows, D) uint8 -> (rows, n) float32: the inner products of `values - 64` and the scaled codes, over 63."""
-
-
-def scaled_product(codes: Tensor, scale: Tensor) -> Product:
-    """Products of texts with the codes (n, D) int8 of one expert, scaled by (n,) float32."""
-    if _has_int8_product():
-        return _packed_product(codes, scale)
-    return lambda x: ((x.float() - INT8_ZERO) @ codes.float().T) * (scale / INT8_STEPS)
-
-
-def _packed_product(codes: Tensor, scale: Tensor) -> Product:
-    packed = torch.ops.onednn.qlinear_prepack(codes, None)
-    no_shift, product = torch.zeros(len(scale), dtype=torch.int64), torch.ops.onednn.qlinear_pointwise.default
-    return lambda x: product(
-        x, 1 / INT8_STEPS, INT8_ZERO, packed, scale, no_shift, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-
-
-@cache
-def _has_int8_product() -> bool:
-    """True where PyTorch computes oneDNN's integer product on this processor."""
-    x, codes = torch.full((8, 16), INT8_ZERO + 1, dtype=torch.uint8), torch.ones(4, 16, dtype=torch.int8)
-    try:
-        y = _packed_product(codes, torch.full((4,), float(INT8_STEPS)))(x)
-    except (RuntimeError, AttributeError):
-        return False
-    return bool((y == 16).all())
 
 
 class Chunk:
@@ -213,8 +183,7 @@ class Chunk:
         scores = torch.zeros(size, self.size)
         for product, values, factor in zip(self._products, queries.values, queries.factors, strict=True):
             if product is not None:
-                y = product(values)
-                scores.addcmul_(y[:size].add_(y[size : 2 * size], alpha=0.5 / INT8_STEPS), factor)
+                scores.addcmul_(product(values), factor)
         error = torch.cat([weights * queries.lengths, weights * queries.errors * self.reach], dim=1) @ self._bounds
         total = weights @ self._present
         total.masked_fill_(total == 0, 1)
@@ -224,28 +193,28 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Columns:
-    """Arrays with a common first axis."""
+    """Arrays with a common first axis. `dataclasses.fields` would take longer here than copying small columns does."""
 
     def __getitem__(self, rows: np.ndarray | slice | list[int]) -> Self:
-        return type(self)(*(getattr(self, column.name)[rows] for column in fields(self)))
+        return type(self)(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def __len__(self) -> int:
-        return len(getattr(self, fields(self)[0].name))
+        return len(getattr(self, next(iter(self.__dataclass_fields__))))
 
     def empty(self, rows: int) -> Self:
         """Room for rows of the same shapes and types."""
-        columns = (getattr(self, column.name) for column in fields(self))
+        columns = (getattr(self, name) for name in self.__dataclass_fields__)
         return type(self)(*(np.empty((rows, *x.shape[1:]), dtype=x.dtype) for x in columns))
 
     def write(self, start: int, rows: Self) -> None:
         """Copy rows to the place from `start` on."""
-        for column in fields(self):
-            getattr(self, column.name)[start : start + len(rows)] = getattr(rows, column.name)
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[start : start + len(rows)] = getattr(rows, name)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, in their order; at least one part."""
-        return cls(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(cls)))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ SMALL_FRAGMENT = 1024
 MOST_SMALL_FRAGMENTS = 64
 """The number of fragments of fewer than `SMALL_FRAGMENT` rows at which they are put together, when rows are added."""
 
-READ_BYTES = 2**19
-"""Codes that are read at once: more is no faster, and leaves more memory with the allocator."""
+READ_BYTES = 2**17
+"""Codes that are read at once: more is hardly faster, and leaves more memory with the allocator."""
 
 WRITTEN_BYTES, MERGED_BYTES = 2**22, 2**25
 """Vectors that are quantised and handed over at once: to an append, and to a merge, which is a commit each."""

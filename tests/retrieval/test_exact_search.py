@@ -109,18 +109,6 @@ def test_selects_what_float64_would(fine_bytes, given_collection, k, copies):
             assert score > next_score or (score == next_score and name < next_name)
 
 
-def test_without_an_integer_product_of_onednn(monkeypatch):
-    """Processors and builds that lack it give the same scores from float32."""
-    dims = [40, 8]
-    weights, embeddings, joint, available = collection(3, 20, dims, 0.3, 1.0, 0)
-    codes, queries = quantise(joint, dims), queries_of(weights, embeddings)
-    packed = Chunk(codes.coarse, codes.scale, codes.residual, available, dims).score(queries)
-    monkeypatch.setattr(exact_search, "_has_int8_product", lambda: False)
-    plain = Chunk(codes.coarse, codes.scale, codes.residual, available, dims).score(queries)
-    for a, b in zip(packed, plain, strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
 def test_zeros_and_tiny_weights():
     """A text whose weights are all at experts that a video lacks scores 0 with it; nothing is divided by 0."""
     dims = [4, 4]
