@@ -74,6 +74,52 @@ def test_embed_then_search(folder, capsys):
     assert all(video["id"] < "v10" and video["id"] != "v05" for video in alike)
 
 
+def write_npz(folder, ids, rows):
+    np.savez(folder / "motion.npz", video_id=ids, motion=rows)
+
+
+def write_npy(folder, ids, rows):
+    np.save(folder / "motion.npy", rows)
+    (folder / "motion.ids.txt").write_text("\n".join(ids))
+
+
+def write_folder_of_npy(folder, ids, rows):
+    (folder / "motion").mkdir()
+    for video, row in zip(ids, rows, strict=True):
+        np.save(folder / "motion" / f"{video}.npy", row)
+
+
+def write_csv(folder, ids, rows):
+    lines = [",".join([video, *map(repr, row.tolist())]) for video, row in zip(ids, rows, strict=True)]
+    header = ",".join(["video_id", *(f"x{i}" for i in range(rows.shape[1]))])
+    (folder / "motion.csv").write_text("\n".join([header, *lines]))
+
+
+def write_hdf5(folder, ids, rows):
+    with pytest.importorskip("h5py").File(folder / "motion.h5", "w") as file:
+        file["video_id"], file["motion"] = ids, rows
+
+
+def write_in_lance(folder, ids, rows):
+    write_lance(folder / "motion.lance", "motion", ids, list(rows))
+
+
+@pytest.mark.parametrize("write", [write_npz, write_npy, write_folder_of_npy, write_csv, write_hdf5, write_in_lance])
+def test_every_kind_of_file(folder, write):
+    files = folder / "files"
+    files.mkdir()
+    ids = [f"v{i}" for i in range(5)]
+    rows = np.random.default_rng(1).standard_normal((5, 12)).astype(np.float32)
+    write(files, ids, rows)
+    assert main(["embed", str(files), "--weights", f"{folder}/w.safetensors", "--to", f"{folder}/videos.lance"]) == 0
+    op = CollaborativeExperts(weights_path=folder / "w.safetensors", device="cpu")
+    with VideoIndex(folder / "videos.lance") as index:
+        table = index.to_arrow().sort_by("id")
+    assert table["id"].to_pylist() == ids
+    expected = op.encode_video({"motion": rows}).joint()
+    np.testing.assert_allclose(np.stack(table["vector"].to_numpy()), expected, atol=1e-6)
+
+
 def test_the_index_names_its_weights(folder, capsys, monkeypatch):
     """By a path relative to it: both can be moved. Weights of another model are refused."""
     (folder / "run").mkdir()
