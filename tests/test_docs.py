@@ -1,5 +1,6 @@
 """The Python blocks of README.md and docs/ run in order, and print what they say they print."""
 
+import json
 import re
 import shlex
 import warnings
@@ -7,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from collaborative_experts.__main__ import main
+from collaborative_experts.__main__ import VERBS, main
 from collaborative_experts.apps.run_file import Run
 from helpers import write_lance
 
@@ -21,8 +22,12 @@ MODULES = {
     "docs/errors.md": [],
     "docs/export.md": ["onnx", "onnxruntime"],
 }
-"""Optional packages that a page needs. docs/extract.md has a test of its own, with media, and docs/serve.md one with a
-service."""
+"""Optional packages that a page needs. docs/commands.md has a test below, docs/extract.md one with media, docs/serve.md
+one with a service."""
+
+
+COMMAND = r"(?:python -m collaborative_experts|^collaborative-experts) ([^\n`]+)"
+"""A command line of a page."""
 
 
 def python_blocks(root, page):
@@ -60,7 +65,7 @@ def test_python_blocks_run(root, page, tmp_path, monkeypatch, capsys):
 
 def test_no_page_is_forgotten(root):
     pages = {f"docs/{path.name}" for path in (root / "docs").glob("*.md")}
-    assert pages - set(MODULES) == {"docs/extract.md", "docs/page.md", "docs/serve.md", "docs/speed.md"}
+    assert pages - set(MODULES) == {f"docs/{name}.md" for name in ("commands", "extract", "page", "serve", "speed")}
     assert not python_blocks(root, "docs/page.md") + python_blocks(root, "docs/speed.md")
 
 
@@ -75,11 +80,37 @@ def test_commands_exist(root, capsys):
     """Every `python -m collaborative_experts VERB` of the pages is a command with these options."""
     verbs = set()
     for page in [root / "README.md", *(root / "docs").glob("*.md")]:
-        for line in re.findall(r"python -m collaborative_experts ([^\n`]+)", page.read_text(encoding="utf-8")):
+        for line in re.findall(COMMAND, page.read_text(encoding="utf-8"), flags=re.MULTILINE):
             verb, *options = shlex.split(line, comments=True)
             verbs.add(verb)
             with pytest.raises(SystemExit):
                 main([verb, "--help"])
             listed = capsys.readouterr().out
             assert [option for option in options if option.startswith("--") and option not in listed] == [], line
-    assert verbs >= {"extract", "train", "evaluate", "convert", "describe"}
+    assert verbs == set(VERBS)
+
+
+WITHOUT_MEDIA = ("init", "train", "evaluate", "embed", "search", "describe")
+
+
+def test_the_page_of_commands_runs(root, tmp_path, monkeypatch, capsys):
+    """The commands of docs/commands.md, in their order, but for those that need media, a network or a browser."""
+    for module in MODULES["docs/training.md"]:
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ids = [f"video{i}" for i in range(20)]
+    write_lance(tmp_path / "features.lance", "motion", ids, list(np.random.default_rng(0).standard_normal((20, 8))))
+    rows = [f"{name},{'train' if i < 12 else 'test'},a film of {name}" for i, name in enumerate(ids)]
+    (tmp_path / "captions.csv").write_text("\n".join(["video_id,split,caption", *rows]))
+    page = (root / "docs" / "commands.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^collaborative-experts (.+)$", page, flags=re.MULTILINE)
+    for arguments in map(shlex.split, lines):
+        if arguments[0] == "train" and "--set" not in arguments:
+            arguments += ["--set", "training.epochs=1"]
+        if arguments[0] in WITHOUT_MEDIA:
+            assert main(arguments) == 0, (arguments, capsys.readouterr().err)
+        if "--json" in arguments:
+            json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"report.html", "found.html", "wide", "videos.lance"} <= {path.name for path in tmp_path.iterdir()}
+    assert all(f"| `{verb}` |" in page for verb in VERBS)

@@ -1,5 +1,6 @@
 """The command line as a whole: help, exit statuses, one line an error, and what it imports."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -80,11 +81,11 @@ def test_a_warning_is_one_line(verb, capsys):
         sys.stderr.write(warnings.formatwarning(UserWarning("look here"), UserWarning, "somewhere.py", 7, "x = 1"))
         return 0
 
-    usual = warnings.formatwarning
+    usual, threshold = warnings.formatwarning, gc.get_threshold()
     verb(warn)
     assert main(["try"]) == 0
     assert capsys.readouterr().err == "warning: look here\n"
-    assert warnings.formatwarning is usual
+    assert (warnings.formatwarning, gc.get_threshold()) == (usual, threshold)
 
 
 def test_ctrl_c_is_status_130(verb, capsys):
