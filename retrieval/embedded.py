@@ -292,7 +292,7 @@ class HeldCodes:
         """The newest version. The store must hold something."""
         with self._lock:
             dataset, last = self._store.refresh(), self._snapshot
-            if last is None or last.dataset.version != dataset.version:
+            if last is None or last.dataset is not dataset:
                 last = self._snapshot = self._load(dataset, last)
             return last
 
@@ -313,6 +313,10 @@ class HeldCodes:
     def _updated(self, dataset: Any, last: Snapshot) -> Snapshot | None:
         """The last snapshot with the rows that were added and deleted since; None where reading all anew is better."""
         now = Snapshot(self._store, dataset, last.pieces, last.tail)
+        if any(
+            _file(now.fragments[x]) != _file(last.fragments[x]) for x in now.fragments.keys() & last.fragments.keys()
+        ):
+            return None  # another store has taken the place of the last one
         changed = {
             number: now.fragments.get(number)
             for number, fragment in last.fragments.items()
@@ -371,6 +375,11 @@ def live_addresses(dataset: Any, fragment: Any) -> np.ndarray:
     """Row addresses (n,) int64, ascending, of the rows of a fragment that are not deleted."""
     table = dataset.scanner(columns=[], fragments=[fragment], with_row_address=True).to_table()
     return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
+
+
+def _file(fragment: Any) -> str:
+    """The name of a fragment's first file, which no other fragment has."""
+    return str(fragment.metadata.files[0].path)
 
 
 def _live(dataset: Any, fragment: Any | None) -> np.ndarray:

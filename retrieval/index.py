@@ -303,7 +303,7 @@ class VideoIndex:
         rows = [place[name] for name in names if name in place]
         blocks = np.split(found.joint[rows], np.cumsum(list(header.dims.values()))[:-1], axis=1)
         embds = dict(zip(header.dims, blocks, strict=True))
-        extras = found.extras[rows]
+        extras = found.extras[np.array(rows, dtype=int)]
         return StoredVideos(
             [found.ids[row] for row in rows],
             VideoEmbeddings(embds, found.available[rows].reshape(len(rows), len(header.dims)), header.model),
@@ -388,6 +388,7 @@ class VideoIndex:
     def _check_query(self, k: int, header: Header | None) -> None:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
+        self._open.refresh()  # another store may have taken the place of the one whose header is known
         self._stated("search")
         if header is not None:
             self._check_model(header)

@@ -160,11 +160,14 @@ class VideoStore:
     def refresh(self) -> Any:
         """The newest version as a Lance dataset; None while nothing was added."""
         with self._reporting("read"):
-            if self._dataset is None:
+            before = self._dataset
+            if before is None:
                 self._dataset = self._open()
-            elif self._dataset.latest_version != self._dataset.version:
+                if self._dataset is None and self.header is not None:
+                    raise StoreError(f"{self.uri}: cannot read: it is gone")
+            elif before.latest_version != before.version:
                 self._dataset = self._lance.dataset(self.uri)
-            if self._dataset is not None and self.header is None:
+            if self._dataset is not before:
                 self.header = self._read_header()
         return self._dataset
 
@@ -202,7 +205,17 @@ class VideoStore:
 
     @contextmanager
     def _reporting(self, what: str) -> Iterator[None]:
-        """Errors of Lance as a `StoreError` of one line."""
+        """Errors of Lance as a `StoreError` of one line. The dataset is opened anew after one, since another may have
+        been put in its place."""
+        try:
+            with self._translating(what):
+                yield
+        except StoreError:
+            self._dataset = None
+            raise
+
+    @contextmanager
+    def _translating(self, what: str) -> Iterator[None]:
         try:
             yield
         except StoreError:

@@ -21,7 +21,8 @@ MODULES = {
     "docs/errors.md": [],
     "docs/export.md": ["onnx", "onnxruntime"],
 }
-"""Optional packages that a page needs. docs/extract.md has a test of its own, with media."""
+"""Optional packages that a page needs. docs/extract.md has a test of its own, with media, and docs/serve.md one with a
+service."""
 
 
 def python_blocks(root, page):
@@ -59,7 +60,7 @@ def test_python_blocks_run(root, page, tmp_path, monkeypatch, capsys):
 
 def test_no_page_is_forgotten(root):
     pages = {f"docs/{path.name}" for path in (root / "docs").glob("*.md")}
-    assert pages - set(MODULES) == {"docs/extract.md", "docs/speed.md"}
+    assert pages - set(MODULES) == {"docs/extract.md", "docs/serve.md", "docs/speed.md"}
     assert not python_blocks(root, "docs/speed.md")
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 WINDOW_S, MOST, WAITING = 0.003, 64, 256
-"""Seconds that a request waits for others, requests of a batch, and requests that may wait."""
+"""Seconds that a request waits for others, the size from which a batch is full, and requests that may wait."""
 
 
 class QueueFullError(RuntimeError):
@@ -25,8 +25,9 @@ class Batcher:
     Args:
         work: gives for each of n requests its answer or an exception; n >= 1.
         window_s: seconds that a request waits for others.
-        most: requests of a batch.
+        most: a batch of this size takes no more.
         waiting: requests that wait at most.
+        size: what a request adds to the size of a batch.
         observe: called with the size of each batch.
     """
 
@@ -36,9 +37,11 @@ class Batcher:
         window_s: float = WINDOW_S,
         most: int = MOST,
         waiting: int = WAITING,
+        size: Callable[[Any], int] = lambda request: 1,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._work, self._window_s, self._most, self._observe = work, window_s, most, observe
+        self._work, self._window_s, self._most = work, window_s, most
+        self._size, self._observe = size, observe
         self._queue: asyncio.Queue[tuple[Any, asyncio.Future[Any]]] = asyncio.Queue(waiting)
         self._task: asyncio.Task[None] | None = None
 
@@ -77,8 +80,10 @@ class Batcher:
             batch = [await self._queue.get()]
             if self._queue.qsize() < self._most - 1:
                 await asyncio.sleep(self._window_s)
-            while len(batch) < self._most and not self._queue.empty():
+            filled = self._size(batch[0][0])
+            while filled < self._most and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
+                filled += self._size(batch[-1][0])
             await self._answer([(request, future) for request, future in batch if not future.cancelled()])
             for _ in batch:
                 self._queue.task_done()

@@ -1,8 +1,12 @@
-"""How much a request may be: the body is read here, to its end, before anything looks at it."""
+"""What a request may take, and what an error may tell.
+
+A body is read here, to its end, before anything looks at it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -10,6 +14,36 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY, BODY_S = 1_000_000, 30.0
 """Bytes of a body, and seconds in which it has to arrive."""
+
+
+log = logging.getLogger(__name__)
+
+
+class Contained:
+    """ASGI: what went wrong inside is logged; the caller gets 500, and nothing of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception:
+            log.exception("%s %s", scope["method"], scope["path"])
+            if begun:
+                raise  # the server cuts the connection, so that half an answer is not taken for a whole one
+            reason = "an error of the service; its log says more"
+            await JSONResponse({"detail": reason}, 500)(scope, receive, send)
 
 
 class Limited:

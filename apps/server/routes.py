@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from . import schema
 from .batching import WAITING, WINDOW_S, Batcher, QueueFullError
-from .limits import Limited
+from .limits import Contained, Limited
 from .media import content_type
 from .metrics import Measured, Metrics
 from .security import LOOPBACK, Guarded, Headered, KnownHosts
@@ -67,6 +67,7 @@ def make_app(service: SearchService, settings: Settings | None = None) -> FastAP
         lambda arrived: _answer(service, arrived),
         window_s=settings.window_s,
         waiting=settings.waiting,
+        size=lambda arrived: len(arrived[0].texts) or 1,
         observe=metrics.observe_batch,
     )
     metrics.watch(lambda: len(batcher))
@@ -174,7 +175,6 @@ def _add_handlers(app: FastAPI) -> None:
         TypeError: _answering(422),
         OSError: _answering(503, headers=later),
         QueueFullError: _answering(503, headers=later),
-        Exception: _answering(500, lambda _: "an error of the service; its log says more"),
     }.items():
         app.add_exception_handler(kind, answer)
 
@@ -233,12 +233,12 @@ def _json(content: Any) -> Response:
 
 def _wrap(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """The layers around the routes; the last one is the outermost."""
-    app.add_middleware(Limited)
     if settings.token is not None:
         app.add_middleware(Guarded, token=settings.token)
-        app.add_middleware(Limited)  # for the form of /login
     else:
         app.add_middleware(KnownHosts, hosts=settings.hosts)
+    app.add_middleware(Limited)
+    app.add_middleware(Contained)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

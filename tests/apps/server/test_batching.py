@@ -30,6 +30,17 @@ def test_those_that_arrive_together_are_one_batch():
     assert sizes == [8, 8, 4]
 
 
+def test_large_requests_make_small_batches():
+    sizes = []
+    batcher = Batcher(lambda xs: xs, window_s=0.05, most=8, size=lambda x: x, observe=sizes.append)
+
+    async def scenario():
+        return await asyncio.gather(*(batcher.submit(x) for x in (6, 6, 6, 1, 1, 30, 2)))
+
+    assert run(batcher, scenario) == [6, 6, 6, 1, 1, 30, 2]
+    assert sizes == [2, 3, 1, 1]
+
+
 def test_one_mistake_is_one_callers():
     batcher = Batcher(lambda xs: [ValueError("odd") if x % 2 else x for x in xs])
 

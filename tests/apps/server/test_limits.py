@@ -135,3 +135,5 @@ def test_an_error_of_the_service_says_nothing_of_its_insides(index, open_client,
     response = client.post("/search", json={"sentences": ["a dog"]})
     assert response.status_code == 500
     assert response.json() == {"detail": "an error of the service; its log says more"}
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "secret of /home/someone" in caplog.text

@@ -1,6 +1,7 @@
 """The command as a process: it stops gracefully, and is there again after a kill."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import httpx
 import pytest
 
 from collaborative_experts.__main__ import main
+
+JSON = {"Content-Type": "application/json"}
 
 PROGRAM = """
 import sys, time, warnings
@@ -139,3 +142,19 @@ def test_a_port_that_is_taken(index, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "in use" in error
     assert "Traceback" not in error
+
+
+def test_the_page_of_the_docs(start, root, tmp_path, monkeypatch, capsys):
+    """Its requests by curl are answered, and its blocks in Python run."""
+    _, address = start(0.0)
+    page = (root / "docs" / "serve.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^curl http://127.0.0.1:8000(/\S+)(?: --json '(.*)')?$", page, flags=re.MULTILINE)
+    assert len(asked) == 5
+    for path, body in asked:
+        response = httpx.request("POST" if body else "GET", address + path, content=body or None, headers=JSON)
+        assert response.status_code == 200, (path, response.text)
+    client, program = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(client.replace("http://127.0.0.1:8000", address), "docs/serve.md", "exec"), {})
+    assert "clip/" in capsys.readouterr().out
+    exec(compile(program, "docs/serve.md", "exec"), {})
