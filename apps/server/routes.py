@@ -83,7 +83,7 @@ def make_app(service: SearchService, settings: Settings | None = None) -> FastAP
         lifespan=lifespan,
         docs_url=None,  # these two pages load scripts from elsewhere
         redoc_url=None,
-        responses={status: {"model": schema.Problem} for status in (413, 422, 503)},
+        responses={status: {"model": schema.Problem} for status in (401, 404, 408, 413, 422, 503)},
     )
     _add_questions(app, batcher)
     _add_videos(app, service, settings.thumbnails)

@@ -5,16 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-pytest.importorskip("lance")
-pytest.importorskip("fastapi")
-pytest.importorskip("prometheus_client")
-pytest.importorskip("httpx")
-
-from fastapi.testclient import TestClient
-
 from collaborative_experts import TextEmbeddings, VideoEmbeddings, VideoIndex
-from collaborative_experts.apps.server.routes import Settings, make_app
-from collaborative_experts.apps.server.service import SearchService
 
 EXPERTS = {"motion": 8, "audio": 6, "ocr": 4}
 
@@ -50,6 +41,7 @@ IDS = [f"clip/{i:02}" for i in range(40)]
 
 @pytest.fixture
 def index(tmp_path):
+    pytest.importorskip("lance")
     folder = tmp_path / "films"
     folder.mkdir()
     with VideoIndex(tmp_path / "videos.lance") as index:
@@ -70,12 +62,20 @@ def operator():
 
 @pytest.fixture
 def service(index, operator, tmp_path):
+    from collaborative_experts.apps.server.service import SearchService
+
     return SearchService(index, operator, tmp_path / "films")
 
 
 @pytest.fixture
 def open_client():
     """A client of a service: open_client(service, token=..., ...)."""
+    for module in ("prometheus_client", "httpx"):
+        pytest.importorskip(module)
+    from fastapi.testclient import TestClient
+
+    from collaborative_experts.apps.server.routes import Settings, make_app
+
     opened = []
 
     def start(service, **settings):

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+pytest.importorskip("fastapi")
+
 from collaborative_experts.apps.server.batching import Batcher, QueueFullError
 from collaborative_experts.apps.server.schema import EmbedRequest, ExplainRequest, SearchRequest
 

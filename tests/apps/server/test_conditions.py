@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("fastapi")
+
 from collaborative_experts.apps.server.conditions import check_condition
 
 GOOD = [

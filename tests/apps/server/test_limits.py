@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+pytest.importorskip("fastapi")
+
 from collaborative_experts.apps.server.limits import LARGEST_BODY
 from collaborative_experts.apps.server.service import SearchService
 

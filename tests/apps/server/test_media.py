@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("fastapi")
+
 from collaborative_experts import VideoEmbeddings, VideoIndex
 from collaborative_experts.apps.server.service import SearchService
 

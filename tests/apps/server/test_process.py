@@ -10,9 +10,15 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
+import numpy as np
 import pytest
 
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+import httpx
+
+from collaborative_experts import ModelIdentity, TextEmbeddings
 from collaborative_experts.__main__ import main
 
 JSON = {"Content-Type": "application/json"}
@@ -132,6 +138,17 @@ def test_errors_at_start_are_one_line(options, message, index, tmp_path, capsys,
 def test_a_store_that_is_not_there(tmp_path, capsys):
     assert main(["serve", str(tmp_path / "none.lance")]) == 1
     assert "there is no such index" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_fit_is_refused_at_start(index, tmp_path, capsys, monkeypatch):
+    class Other:
+        def encode_sentences(self, sentences):
+            embds = {"motion": np.eye(1, 8), "audio": np.eye(1, 6), "ocr": np.eye(1, 4)}
+            return TextEmbeddings(embds, np.full((1, 3), 1 / 3), model=ModelIdentity("{}", "f" * 64))
+
+    monkeypatch.setattr("collaborative_experts.apps.serve.sentence_operator", lambda *_: Other())
+    assert main(["serve", str(tmp_path / "videos.lance"), "--port", "0"]) == 1
+    assert "embedded by another model" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken(index, tmp_path, capsys):

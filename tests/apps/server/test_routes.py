@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+pytest.importorskip("fastapi")
+
 from collaborative_experts import VideoIndex, explain
 
 SENTENCES = ["a dog runs", "two cats", "a man speaks"]

@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+pytest.importorskip("fastapi")
+
 from collaborative_experts.apps.serve import serve
 from collaborative_experts.apps.server import security
 from collaborative_experts.apps.server.security import COOKIE, is_loopback, read_token
