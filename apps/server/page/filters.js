@@ -38,7 +38,7 @@ function chip(name, checked) {
 }
 
 function slider(name, factor) {
-  const output = el("output", {}, words(factor));
+  const output = el("span", { class: "factor", "aria-hidden": "true" }, words(factor));
   const input = el("input", { type: "range", min: "0", max: String(MOST), step: "0.25", "data-expert": name });
   input.value = String(factor);
   input.setAttribute("aria-valuetext", words(factor));
