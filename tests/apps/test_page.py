@@ -203,6 +203,7 @@ class TestSearch:
         text = reweighted(index.operator.encode_sentences([QUERY]), {"motion": 0})
         wait_for_ids(page, index.search(text, 24)[0].ids)
         assert "w=motion%3A0" in page.url
+        assert f"of {COUNT}, best first" in page.get_by_role("status").text_content()  # weights leave nothing out
         open_clip(page, 0)
         assert page.locator(".shares tbody tr").first.locator("td").first.text_content() == "0.00"
 

@@ -1,7 +1,7 @@
 // The row of filters and the sliders of the experts' weights: drawn from the state, read back into it.
 
 import { byId, el, paint, swatch } from "./dom.js";
-import { activeFilters } from "./state.js";
+import { countChanges } from "./state.js";
 
 const MOST = 3;
 
@@ -10,7 +10,7 @@ export function drawFilters(state, experts) {
   byId("sliders").replaceChildren(...experts.map((name) => slider(name, state.weights[name] ?? 1)));
   byId("weights").hidden = Boolean(state.like) || experts.length < 2;
   [byId("shortest").value, byId("longest").value, byId("text-in-id").value] = [state.min, state.max, state.id];
-  const count = activeFilters(state);
+  const count = countChanges(state);
   byId("active").textContent = `${count} active`;
   byId("active").hidden = byId("reset").hidden = count === 0;
 }
@@ -38,7 +38,7 @@ function chip(name, checked) {
 }
 
 function slider(name, factor) {
-  const output = el("output", {}, words(factor));
+  const output = el("span", { class: "factor", "aria-hidden": "true" }, words(factor));
   const input = el("input", { type: "range", min: "0", max: String(MOST), step: "0.25", "data-expert": name });
   input.value = String(factor);
   input.setAttribute("aria-valuetext", words(factor));

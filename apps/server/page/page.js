@@ -5,7 +5,7 @@ import { drawCards, moveByArrows } from "./cards.js";
 import { closeClip, openClip } from "./clip.js";
 import { byId, el, setExperts } from "./dom.js";
 import { drawFilters, drawLegend, readFilters } from "./filters.js";
-import { PAGE, activeFilters, addressOf, changedWeights, isAsked, onlyQuery, readState, requestOf, searchKey, withoutFilters } from "./state.js";
+import { PAGE, addressOf, changedWeights, countFilters, isAsked, onlyQuery, readState, requestOf, searchKey, withoutFilters } from "./state.js";
 
 const grid = byId("grid");
 const clip = byId("clip");
@@ -91,7 +91,7 @@ function drawAnswers(found) {
 }
 
 function statusOf(found, first) {
-  const among = activeFilters(state) ? "that match the filters" : `of ${found.videos.toLocaleString("en")}`;
+  const among = countFilters(state) ? "that match the filters" : `of ${found.videos.toLocaleString("en")}`;
   const range = `${first}–${first + answers.length - 1} ${among}`;
   const time = found.took_ms == null ? "" : `, in ${found.took_ms < 10 ? found.took_ms.toFixed(1) : Math.round(found.took_ms)} ms`;
   return `Clips ${range}, best first${time}${found.exact === false ? "; approximate, better ones may be missing" : ""}`;
@@ -138,7 +138,7 @@ function drawStart() {
 
 function nothingFound() {
   if (state.page > 1) return message("No more clips", "The best ones are on the first page.", button("First page", () => go({ ...state, page: 1 })));
-  if (activeFilters(state)) return message("No clip matches these filters", "Take some of them away, or all.", button("Clear the filters", () => go(withoutFilters(state))));
+  if (countFilters(state)) return message("No clip matches these filters", "Take some of them away, or all.", button("Clear the filters", () => go(withoutFilters(state))));
   return message("There is nothing to find", "The store holds no videos that could be compared.");
 }
 

@@ -37,10 +37,11 @@ export const searchKey = (state) => addressOf({ ...state, clip: "" });
 
 export const isAsked = (state) => Boolean(state.q.trim() || state.like);
 
-export function activeFilters(state) {
-  const lengths = [state.min, state.max].filter(Boolean).length ? 1 : 0;
-  return state.has.length + lengths + (state.id ? 1 : 0) + (changedWeights(state) ? 1 : 0);
-}
+/** How many filters leave clips out. */
+export const countFilters = (state) => state.has.length + (state.min || state.max ? 1 : 0) + (state.id ? 1 : 0);
+
+/** How many of the filters, and the weights, are not as they were. */
+export const countChanges = (state) => countFilters(state) + (changedWeights(state) ? 1 : 0);
 
 export const withoutFilters = (state) => ({ ...state, has: [], min: "", max: "", id: "", weights: {}, page: 1 });
 
