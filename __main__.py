@@ -62,26 +62,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of the chosen verb, and its `run_command`."""
+    """The options of the chosen verb, and its `run_command`. Options may stand before and after the rest."""
+    program = SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m collaborative_experts"
+    if not arguments or arguments[0] not in VERBS:
+        _overview(program).parse_args(arguments)  # prints the help, or the error
+    verb, *rest = arguments
+    name, help_text = VERBS[verb]
+    command = argparse.ArgumentParser(
+        prog=f"{program} {verb}",
+        description=f"{help_text[0].upper()}{help_text[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module = import_module(f".apps.{name}", __package__)
+    module.add_arguments(command)
+    command.set_defaults(run_command=module.run_command)
+    return command.parse_intermixed_args(rest)
+
+
+def _overview(program: str) -> argparse.ArgumentParser:
+    """A parser of the verbs alone, without their options."""
     parser = argparse.ArgumentParser(
-        prog=SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m collaborative_experts",
+        prog=program,
         description="From media files to features, a trained model, an index, and answers.",
         epilog="VERB --help shows the options of a verb, and an example.",
     )
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for verb, (name, help_text) in VERBS.items():
-        command = commands.add_parser(
-            verb,
-            help=help_text,
-            description=f"{help_text[0].upper()}{help_text[1:]}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if verb == chosen:
-            module = import_module(f".apps.{name}", __package__)
-            module.add_arguments(command)
-            command.set_defaults(run_command=module.run_command)
-    return parser.parse_args(arguments)
+    for verb, (_, help_text) in VERBS.items():
+        commands.add_parser(verb, help=help_text)
+    return parser
 
 
 def _one_line(error: Exception) -> str:
