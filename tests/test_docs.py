@@ -21,6 +21,7 @@ MODULES = {
     "docs/weights.md": [],
     "docs/errors.md": [],
     "docs/export.md": ["onnx", "onnxruntime"],
+    "docs/scale.md": [],
 }
 """Optional packages that a page needs. docs/commands.md has a test below, docs/extract.md one with media, docs/serve.md
 one with a service."""
