@@ -1,4 +1,4 @@
-"""Token embeddings of a BERT (Devlin et al., 2019), without the import of `transformers`.
+"""Embeddings of tokens and sentences by a BERT (Devlin et al., 2019), without the import of `transformers`.
 
 That import takes longer than a whole search. A folder of sentence-transformers whose network is a plain BERT, such as
 MiniLM-L6, is therefore read here: its tokenizer by `tokenizers`, its network by the functions of PyTorch. The result is
@@ -30,6 +30,9 @@ _PLAIN = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type":
 _MODULES = ("Transformer", "Pooling", "Normalize")
 """Modules of sentence-transformers that leave the token embeddings as the network gives them."""
 
+_MEAN = "pooling_mode_mean_tokens"
+"""The setting of pooling by the mean of the tokens, the only one that is read here."""
+
 
 class Bert:
     """The network and the tokenizer of a folder that `is_plain_bert`.
@@ -47,6 +50,12 @@ class Bert:
         self._tokenizer = extra("tokenizers", "text").Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(_longest(folder, self._config))
         self._tokenizer.no_padding()
+        self._is_normalised = "Normalize" in map(_kind, _read(folder / "modules.json"))
+
+    def embed(self, sentences: Sequence[str]) -> np.ndarray:
+        """(n, dim) float32, the mean of the token embeddings of each sentence, of length 1 where the model says so."""
+        means = np.array([x.mean(0) for x in self.encode(sentences)], dtype=np.float32).reshape(-1, self.dim)
+        return means / np.linalg.norm(means, axis=1, keepdims=True) if self._is_normalised else means
 
     def encode(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """(W_i, dim) float32 for each sentence, W_i its number of word pieces with those of begin and end."""
@@ -95,7 +104,7 @@ class Bert:
 
 
 def is_plain_bert(folder: Path) -> bool:
-    """True for a folder of sentence-transformers whose token embeddings `Bert` gives."""
+    """True for a folder of sentence-transformers whose embeddings `Bert` gives."""
     files = ("config.json", "modules.json", "tokenizer.json", "model.safetensors")
     if not all((folder / name).is_file() for name in files):
         return False
@@ -105,10 +114,22 @@ def is_plain_bert(folder: Path) -> bool:
         config.get("model_type") == "bert"
         and all(config.get(key, value) == value for key, value in _PLAIN.items())
         and modules[0].get("path") == ""
-        and all(module.get("type", "").rpartition(".")[2] in _MODULES for module in modules)
+        and all(_kind(module) in _MODULES for module in modules)
+        and all(_is_mean(folder / module["path"]) for module in modules if _kind(module) == "Pooling")
         and not settings.get("do_lower_case")
         and not settings.get("default_prompt_name")
     )
+
+
+def _kind(module: dict[str, Any]) -> str:
+    """The class of a module of sentence-transformers, without its place in their package."""
+    return str(module.get("type", "")).rpartition(".")[2]
+
+
+def _is_mean(folder: Path) -> bool:
+    """True for pooling by the mean of the tokens alone."""
+    modes = {key for key, value in _read(folder / "config.json").items() if key.startswith("pooling_mode") and value}
+    return modes == {_MEAN}
 
 
 def _name(theirs: str) -> str:

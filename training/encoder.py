@@ -76,7 +76,7 @@ class SentenceEncoder:
 
     def embed(self, sentences: Sequence[str]) -> np.ndarray:
         """Return (n, D) float32, one embedding a sentence, pooled from its tokens in the model's own way."""
-        return np.asarray(self._transformer.encode(list(sentences), show_progress_bar=False), dtype=np.float32)
+        return self._network.embed(sentences)
 
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.model!r})"
@@ -103,6 +103,9 @@ class _SentenceTransformer:
     def encode(self, sentences: Sequence[str]) -> list[np.ndarray]:
         embedded = self._model.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
         return [x.float().cpu().numpy() for x in embedded]
+
+    def embed(self, sentences: Sequence[str]) -> np.ndarray:
+        return np.asarray(self._model.encode(list(sentences), show_progress_bar=False), dtype=np.float32)
 
 
 @dataclass(frozen=True)

