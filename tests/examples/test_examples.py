@@ -130,7 +130,7 @@ def test_notebook_from_videos_to_answers(kernel, tmp_path):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = "".join(output.data.get("text/html", "") for output in outputs if "data" in output)
     assert "data:image/jpeg;base64" in shown
-    assert "day.mp4#t=0,2" in shown
+    assert "day.mp4#t=0.0,2.0" in shown
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert "4 clips of 2 files added" in printed
 
