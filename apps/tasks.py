@@ -139,6 +139,7 @@ def _connect(ray: Any, pool: Pool) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # Ray would replace Python's print
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice of Ray's
     try:
         ray.init(address=pool.address, include_dashboard=False, log_to_driver=False, logging_level="error")
