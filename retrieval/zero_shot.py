@@ -201,7 +201,10 @@ def with_fitted_weights(
 
 
 def combine_labels(
-    labels: Iterable[Sequence[str] | None], scores: Iterable[Sequence[float] | None], embeddings: Mapping[str, Any]
+    labels: Iterable[Sequence[str] | None],
+    scores: Iterable[Sequence[float] | None],
+    embeddings: Mapping[str, Any],
+    dim: int,
 ) -> np.ndarray:
     """ConSE: the mean of each video's label embeddings, weighted by the scores of its best `CLASSES` classes.
 
@@ -209,11 +212,11 @@ def combine_labels(
         labels: for each of B videos its classes, best first; None or empty where it has none.
         scores: their probabilities.
         embeddings: {label: (D,) float}.
+        dim: D.
 
     Returns:
         (B, D) float32, NaN rows where a video has no classes.
     """
-    dim = len(next(iter(embeddings.values()))) if embeddings else 1
     rows = []
     for names, values in zip(labels, scores, strict=True):
         weights = np.asarray(values[:CLASSES] if values else [], dtype=np.float64)
