@@ -67,6 +67,14 @@ def test_scores_of_all_experts_have_one_spread():
     np.testing.assert_allclose(text.weights, 0.5)
 
 
+def test_an_expert_that_no_video_has_yet_gets_the_scale_of_the_others():
+    experts, bank, vectors = two_experts()
+    names = list(experts)
+    found = prepare_zero_shot(experts, ENCODER, bank, vectors | {names[1]: np.full_like(vectors[names[1]], np.nan)})
+    assert found.experts[names[1]].spread == found.experts[names[0]].spread < 1
+    assert not np.any(found.experts[names[1]].centre)
+
+
 def test_a_video_is_not_found_because_of_its_experts():
     """Sentences of the bank lie nearer to all videos of one expert, and videos without it rank no lower for that."""
     zero_shot, bank, vectors = prepared()
