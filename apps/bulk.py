@@ -266,9 +266,9 @@ def _journal_path(to: str | Path) -> Path | None:
 
 
 def _facts(features: Files) -> list[Any]:
-    """The files of the features, and what tells that they have changed."""
-    paths = features.values() if isinstance(features, Mapping) else [features]
-    return [[str(Path(path).absolute()), fingerprint(Path(path))] for path in paths]
+    """The files of the features, whose they are, and what tells that they have changed."""
+    paths = features if isinstance(features, Mapping) else {"": features}
+    return [[name, str(Path(path).absolute()), fingerprint(Path(path))] for name, path in paths.items()]
 
 
 def _write_errors(path: Path | None, errors: Sequence[tuple[str, str]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ class Journal:
         is_new = len(self.finished) == 1
         with self.path.open("w" if is_new else "a", encoding="utf-8") as file:
             if is_new:
-                file.write(json.dumps(self._head) + "\n")
-            file.write(json.dumps([task, entry]) + "\n")
+                file.write(json.dumps(self._head))
+            file.write("\n" + json.dumps([task, entry]))  # a line that a crash has cut stays a line of its own
             file.flush()
             os.fsync(file.fileno())
 
@@ -51,19 +52,17 @@ class Journal:
             self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[int, Entry]:
-        """The finished tasks. A last line that a crash has cut is passed over: its task is done again."""
+        """The finished tasks. A line that a crash has cut is passed over: its task is done again."""
         if self.path is None or not self.path.is_file():
             return {}
         head, *lines = self.path.read_text(encoding="utf-8").splitlines() or [""]
+        if head != json.dumps(self._head):
+            return {}
         finished: dict[int, Entry] = {}
-        try:
-            if json.loads(head) != self._head:
-                return {}
-            for line in lines:
+        for line in lines:
+            with suppress(ValueError):
                 task, entry = json.loads(line)
                 finished[task] = entry
-        except ValueError:
-            pass
         return finished
 
 

@@ -90,7 +90,8 @@ def report_search(sentences: Sequence[str], found: SearchResult) -> Report:
 
 def _answer(answer: dict[str, Any]) -> Answer:
     metadata = answer.pop("metadata", None) or {}
-    texts = [metadata.get("caption"), *(metadata.get("text") or {}).values()]
+    text = metadata.get("text")  # of `extract` {expert: text}; that of users may be anything
+    texts = [metadata.get("caption"), *(text.values() if isinstance(text, dict) else [text])]
     return Answer(**answer, text=" · ".join(text for text in texts if isinstance(text, str) and text))
 
 

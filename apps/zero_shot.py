@@ -192,7 +192,8 @@ def _iter_vectors(
             else:
                 labels = [clip.labels.get(name) for clip in clips]
                 _embed_new(labels, label_vectors, spaces)
-                vectors[name] = combine_labels(labels, [clip.scores.get(name) for clip in clips], label_vectors)
+                scores = [clip.scores.get(name) for clip in clips]
+                vectors[name] = combine_labels(labels, scores, label_vectors, spaces.dim)
         yield clips, vectors
 
 

@@ -28,10 +28,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def local_path(uri: str | None) -> Path | None:
     """The file on this machine that a path or `file://` address names, if it is there; None for all others."""
-    if not uri or ("://" in uri and not uri.startswith("file://")):
-        return None
-    path = Path(unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri)
+    path = named_path(uri)
     try:
-        return path if path.is_file() else None
-    except (OSError, ValueError):  # a name that no file can have
+        return path if path is not None and path.is_file() else None
+    except OSError:  # such as a name that is too long
         return None
+
+
+def named_path(uri: str | None) -> Path | None:
+    """The path that a path or `file://` address names, there or not; None for other addresses."""
+    if not uri:
+        return None
+    if uri.startswith("file://"):
+        uri = "/" + unquote(uri.removeprefix("file://").partition("/")[2])
+    elif "://" in uri:
+        return None
+    return None if "\0" in uri else Path(uri)

@@ -69,11 +69,7 @@ class Lock:
     def __init__(self, target: Path) -> None:
         self.path, self.name = target.with_name("lock.json"), target.name
         self.facts: dict[str, str] = {}
-        try:
-            self.entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
-            self.pinned = dict(self.entries.get(self.name, {}))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise FetchError(f"{self.path}: not a lock file; mend it or move it away: {error}") from None
+        self.pinned = dict(self._read().get(self.name, {}))
 
     def check(self, key: str, value: str, source: str | Path) -> None:
         """Note a fact of `source`. Raises FetchError where it is not the pinned one."""
@@ -86,9 +82,17 @@ class Lock:
 
     def write(self) -> None:
         """Pin the noted facts."""
+        entries = self._read() | {self.name: self.facts}  # read again: another model may have come meanwhile
         with replacing(self.path) as temporary:
-            entries = self.entries | {self.name: self.facts}
             temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        """The facts of all files of the folder."""
+        try:
+            entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+            return {name: dict(facts) for name, facts in entries.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise FetchError(f"{self.path}: not a lock file; mend it or move it away: {error}") from None
 
 
 def download(url: str, folder: Path, retries: int) -> Path:

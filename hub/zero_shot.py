@@ -41,6 +41,11 @@ class Spaces:
         """The identity of the sentence encoder."""
         return identify(self._encoder).to_dict()
 
+    @property
+    def dim(self) -> int:
+        """Numbers of an embedding in `SENTENCES`."""
+        return self._encoder.dim
+
     def embed(self, space: str, sentences: Sequence[str]) -> np.ndarray:
         """(n, D) float32 of length 1, the embeddings of sentences in `SENTENCES` or the space of a text tower."""
         return unit_rows(self._encoder.embed(sentences)) if space == SENTENCES else self._tower(space)(sentences)
@@ -49,7 +54,7 @@ class Spaces:
         """(n, D) float32: for each text of any length the mean embedding of its pieces, NaN without a word."""
         pieces = [split_words(text or "") for text in texts]
         flat = [piece for some in pieces for piece in some]
-        rows = np.full((len(texts), self._encoder.dim), np.nan, dtype=np.float32)
+        rows = np.full((len(texts), self.dim), np.nan, dtype=np.float32)
         vectors = iter(self.embed(SENTENCES, flat) if flat else [])
         for row, some in enumerate(pieces):
             if some:

@@ -266,6 +266,8 @@ class VideoIndex:
 
         Args:
             videos: ids of the index, whose own videos are left out of their answers; or embeddings of other videos.
+            where: as `search` takes it. Of several videos, all get as many answers as the one with the fewest: one that
+                meets the condition has one answer less than one that does not.
 
         Raises:
             TypeError, ValueError: as `search`, or an id that is not there.

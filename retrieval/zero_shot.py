@@ -154,16 +154,18 @@ def prepare_zero_shot(
         vectors: {expert: (B, D) float}, some videos, as for `ZeroShot.embed_videos`.
     """
     centres = {space: _rounded(unit_rows(x).mean(0)) for space, x in bank.items()}
-    prepared = {}
+    prepared, spreads = {}, {}
     for name, expert in experts.items():
         videos = unit_rows(vectors[name])
         videos = videos[videos.any(1)]
         centre = _rounded(videos.sum(0) / (len(videos) + PRIOR_VIDEOS))
         cosines = centre_rows(bank[expert.space], centres[expert.space]) @ centre_rows(videos, centre).T
-        spread = round(float(cosines.std()), DECIMALS) if cosines.size else 1.0
-        weight = round(1 / len(experts), DECIMALS)
-        prepared[name] = replace(expert, centre=centre, spread=max(spread, LEAST_SPREAD), weight=weight)
-    return ZeroShot(prepared, encoder, centres)
+        if cosines.size:
+            spreads[name] = max(float(cosines.std()), LEAST_SPREAD)
+        prepared[name] = replace(expert, centre=centre, weight=round(1 / len(experts), DECIMALS))
+    usual = float(np.mean([*spreads.values()])) if spreads else 1.0  # of an expert that none of these videos has
+    experts = {name: replace(x, spread=round(spreads.get(name, usual), DECIMALS)) for name, x in prepared.items()}
+    return ZeroShot(experts, encoder, centres)
 
 
 def with_fitted_weights(
@@ -201,7 +203,10 @@ def with_fitted_weights(
 
 
 def combine_labels(
-    labels: Iterable[Sequence[str] | None], scores: Iterable[Sequence[float] | None], embeddings: Mapping[str, Any]
+    labels: Iterable[Sequence[str] | None],
+    scores: Iterable[Sequence[float] | None],
+    embeddings: Mapping[str, Any],
+    dim: int,
 ) -> np.ndarray:
     """ConSE: the mean of each video's label embeddings, weighted by the scores of its best `CLASSES` classes.
 
@@ -209,11 +214,11 @@ def combine_labels(
         labels: for each of B videos its classes, best first; None or empty where it has none.
         scores: their probabilities.
         embeddings: {label: (D,) float}.
+        dim: D.
 
     Returns:
         (B, D) float32, NaN rows where a video has no classes.
     """
-    dim = len(next(iter(embeddings.values()))) if embeddings else 1
     rows = []
     for names, values in zip(labels, scores, strict=True):
         weights = np.asarray(values[:CLASSES] if values else [], dtype=np.float64)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mimetypes
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+
+from ...base.files import named_path
 
 _PLAYED = ("video/", "audio/", "image/")
 _ACTIVE = ("image/svg+xml",)
@@ -18,14 +19,11 @@ def find_media(folder: Path | None, uri: str | None) -> Path | None:
         folder: resolved.
         uri: a path, relative ones below the folder, or a file:// address.
     """
-    if folder is None or not uri or "\0" in uri:
-        return None
-    if uri.startswith("file://"):
-        uri = unquote(urlsplit(uri).path)
-    elif "://" in uri:
+    named = named_path(uri)
+    if folder is None or named is None:
         return None
     try:
-        path = (folder / uri).resolve()
+        path = (folder / named).resolve()
         is_inside = path.is_relative_to(folder) and path.is_file()
     except (OSError, RuntimeError):  # such as a name that is too long, or links in a circle
         return None

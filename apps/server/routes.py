@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -34,6 +35,9 @@ PAGE = FilePath(__file__).with_name("page")
 
 RETRY_AFTER_S, LONGEST_REASON = 1, 500
 """Seconds after which a caller may try again, and characters of a reason."""
+
+MOST_PICTURES = 8
+"""Threads that make or wait for pictures; the others stay free for the other routes."""
 
 VideoId = Annotated[str, Path(max_length=schema.LONGEST_ID)]
 
@@ -115,6 +119,7 @@ def _add_questions(app: FastAPI, batcher: Batcher) -> None:
 
 def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | None) -> None:
     """The routes of single videos."""
+    limiter = CapacityLimiter(MOST_PICTURES)
 
     @app.get("/videos/{video_id:path}", response_model=schema.VideoResponse)
     @app.post("/videos/{video_id:path}", response_model=schema.VideoResponse)
@@ -130,8 +135,11 @@ def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | Non
         return FileResponse(path, media_type=content_type(path), headers={"Cache-Control": "private, no-cache"})
 
     @app.get("/thumbnail/{video_id:path}", response_class=Response)
-    def picture(video_id: VideoId) -> Response:
+    async def picture(video_id: VideoId) -> Response:
         """A small picture of the clip, as JPEG."""
+        return await to_thread.run_sync(draw, video_id, limiter=limiter)
+
+    def draw(video_id: str) -> Response:
         media, start_s, end_s = service.media_of(video_id)
         jpeg = None if thumbnails is None else read_thumbnail(media, start_s, end_s, thumbnails)
         if jpeg is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,27 +128,32 @@ class SearchService:
         if not videos:
             return [self._response([[] for _ in one], 0, True) for one in asked]
         if first.like:
-            found = self.index.search_like(sorted({x for one in asked for x in one}), count, where=where)
-            row_of = {x: row for row, x in enumerate(sorted({x for one in asked for x in one}))}
-            lists = [self._listed(found, [row_of[x] for x in one], first.offset) for one in asked]
+            found_of = self._search_like(sorted({x for one in asked for x in one}), count, where)
+            found = [found_of[x] for one in asked for x in one]
         else:
             text = _joined([texts.rows(request.texts, request.expert_weights) for request in requests])
-            found = self.index.search(text, count, where=where)
-            ends = np.cumsum([len(one) for one in asked])
-            lists = [
-                self._listed(found, range(end - len(one), end), first.offset)
-                for one, end in zip(asked, ends, strict=True)
-            ]
-        return [self._response(one, videos, found.exact) for one in lists]
+            result = self.index.search(text, count, where=where)
+            found = [result[row] for row in range(len(text))]
+        left = iter(found)
+        lists = [self._listed(islice(left, len(one)), first.offset) for one in asked]
+        return [self._response(one, videos, found[0].exact) for one in lists]
+
+    def _search_like(self, names: Sequence[str], count: int, where: str | None) -> dict[str, SearchResult]:
+        """{id: the videos like it}. With a condition each is searched for alone: it may leave out one of the videos
+        that are asked with and not another, and the answers of one search are of one length."""
+        if where is None:
+            result = self.index.search_like(names, count)
+            return {name: result[row] for row, name in enumerate(names)}
+        return {name: self.index.search_like(name, count, where) for name in names}
 
     def _condition(self, request: SearchRequest) -> str | None:
         return condition(self.index.experts, **dict(request.filters), where=request.where)
 
-    def _listed(self, found: SearchResult, rows: Sequence[int], offset: int) -> list[list[Content]]:
+    def _listed(self, found: Iterable[SearchResult], offset: int) -> list[list[Content]]:
         """The answers of some texts, with all keys, and whether each has a media file."""
         lists = []
-        for row in rows:
-            answers = [_UNKNOWN | answer for answer in found[row].to_dict()[offset:]]
+        for one in found:
+            answers = [_UNKNOWN | answer for answer in one.to_dict()[offset:]]
             lists.append([answer | {"media": self._has_media(answer["uri"])} for answer in answers])
             for answer in lists[-1]:
                 del answer["rank"]

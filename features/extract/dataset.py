@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -121,7 +122,7 @@ class FeatureDataset:
     Attributes:
         making: how its features are made.
         ids: the clips that are in the dataset.
-        complete: the files, by the names of their clips, of which every clip is in it.
+        complete: the names of the files of which every clip is in it.
     """
 
     def __init__(self, path: Path, making: Making) -> None:
@@ -202,8 +203,8 @@ def open_dataset(path: Path) -> Any:
 
 
 def file_of(clip_id: str) -> str:
-    """The name of the file in a clip's id."""
-    return clip_id.partition("#")[0]
+    """The name of the file in a clip's id, as it was before `clips.fragment` escaped it."""
+    return unquote(clip_id.partition("#")[0])
 
 
 # --- Arrow ------------------------------------------------------------------------------------------------

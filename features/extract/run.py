@@ -20,7 +20,7 @@ import numpy as np
 from ...base.checks import check_choice, check_size
 from ...base.dependencies import extra
 from ...base.files import replacing
-from .clips import Clip, Clips, MediaFile, fragment, read_clips
+from .clips import Clip, Clips, MediaFile, read_clips
 from .dataset import FeatureDataset, Making, Row, file_of, package_versions, writing
 from .expert import Extracted, Extractor, Output, describe
 from .media import MEDIA_SUFFIXES, MediaError
@@ -154,7 +154,7 @@ def extract_features(
     making = Making(clips.to_dict(), dtype, {x.name: describe(x) for x in extractors}, package_versions())
     with writing(to):
         dataset = FeatureDataset(to, making)
-        waiting = [file for file in files if fragment(file.name, 0, 0) not in dataset.complete]
+        waiting = [file for file in files if file.name not in dataset.complete]
         report = Report(to, skipped=len(files) - len(waiting))
         earlier = _read_errors(to.with_name(ERRORS), {file.name for file in waiting})
         try:

@@ -156,9 +156,19 @@ def test_journal(tmp_path):
     assert Journal(path, ["work"]).finished == {3: {"added": 1}, 1: {"added": 2}}
     assert Journal(path, ["other work"]).finished == {}
     path.write_text(path.read_text()[:-5])
-    assert Journal(path, ["work"]).finished == {3: {"added": 1}}
+    cut = Journal(path, ["work"])
+    assert cut.finished == {3: {"added": 1}}
+    cut.finish(2, {"added": 4})
+    assert Journal(path, ["work"]).finished == {3: {"added": 1}, 2: {"added": 4}}
     journal.remove()
     assert Journal(path, ["work"]).finished == {}
+
+
+def test_the_same_files_of_other_experts_are_other_work(folder):
+    files = sorted((folder / "features").iterdir())
+    as_given, swapped = (dict(zip(names, files, strict=True)) for names in (["motion", "sound"], ["sound", "motion"]))
+    assert bulk._facts(as_given) == bulk._facts(dict(as_given))
+    assert bulk._facts(as_given) != bulk._facts(swapped)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ pytest.importorskip("ray")
 import lance
 import ray
 
-from collaborative_experts.apps.extract import extract
+from collaborative_experts.apps.extract import _tasks, extract
 from collaborative_experts.apps.tasks import Pool
+from collaborative_experts.features.extract.clips import MediaFile, fragment
 from helpers import flat_frames, tone, write_media
 
 SETTINGS = {"experts": ["motion", "audio"], "clips": 1.0}
@@ -22,6 +23,7 @@ def media(tmp_path_factory):
     folder = tmp_path_factory.mktemp("media")
     for i in range(4):
         write_media(folder / f"a{i}.mp4", flat_frames([20 * i + j for j in range(20)]), sound=tone(2, 200 + 50 * i))
+    (folder / "a3.mp4").rename(folder / "100% #3?.mp4")
     (folder / "bad.mp4").write_text("no media")
     return folder
 
@@ -39,7 +41,7 @@ def test_rows_and_report(media, tmp_path, monkeypatch):
     for name in ("a0.mp4", "a1.mp4"):
         (part / name).symlink_to(media / name)
     extract(part, tmp_path / "features.lance", **SETTINGS)
-    for name in ("a2.mp4", "a3.mp4", "bad.mp4"):
+    for name in ("a2.mp4", "100% #3?.mp4", "bad.mp4"):
         (part / name).symlink_to(media / name)
     try:
         shared = extract(part, tmp_path / "features.lance", **SETTINGS, pool=Pool(actors=1))
@@ -49,3 +51,10 @@ def test_rows_and_report(media, tmp_path, monkeypatch):
     assert [(x.file, x.reason) for x in shared.problems] == [(x.file, x.reason) for x in alone.problems]
     found, expected = rows(tmp_path / "features.lance"), rows(tmp_path / "alone" / "features.lance")
     assert found.drop_columns("uri").equals(expected.drop_columns("uri"))
+
+
+def test_clips_that_are_known_are_not_made_again(media, tmp_path):
+    name = "100% #3?.mp4"
+    file = MediaFile(media / name, name, "")
+    task, *_ = _tasks([file], [fragment(name, 0, 1), fragment("a0.mp4", 0, 1)])
+    assert task["known"] == [fragment(name, 0, 1)]

@@ -286,8 +286,22 @@ class TestClip:
         assert page.locator(".stage video").count() == 0
         assert page.locator(".words", has_text="STATION 3").is_visible()
 
+    def test_metadata_of_users_may_have_any_form(self, page):
+        page.goto(f"{page.url}?q=train&id=clip11")
+        open_clip(page, 0)
+        assert page.locator(".content h3").all_text_contents() == ["Text"]
+        assert page.locator(".content .text").text_content() == "a text of the user's own"
+
 
 class TestTrouble:
+    def test_a_slow_search_that_is_left(self, page):
+        page.route("**/search", lambda route: None)
+        page.get_by_label("Describe what you are looking for").fill(QUERY)
+        page.get_by_role("button", name="Search", exact=True).click()
+        until(page, "document.getElementById('grid').ariaBusy == 'true'")
+        page.go_back()
+        until(page, "document.getElementById('grid').ariaBusy == null")
+
     def test_texts_of_files_are_never_html(self, page):
         page.goto(f"{page.url}?q=train&id=window.hacked")
         wait_for_ids(page, [HOSTILE])

@@ -1,6 +1,8 @@
 """Pictures of clips in their folder, and the filters of the page as conditions of a store."""
 
+import asyncio
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 pytest.importorskip("lance")
 pytest.importorskip("av")
 
+from collaborative_experts import VideoEmbeddings, VideoIndex
 from collaborative_experts.apps.server import thumbnails
 from collaborative_experts.apps.server.filters import condition
 from collaborative_experts.apps.server.thumbnails import delete_oldest, read_thumbnail
@@ -85,3 +88,32 @@ def test_filters_are_conditions_of_the_store(index, filters, expected):
 def test_a_filter_of_an_unknown_expert_is_refused():
     with pytest.raises(ValueError, match="expected some of motion, sound, words, got 'smell'"):
         condition(EXPERTS, ["smell"])
+
+
+def test_pictures_that_take_long_hold_up_nothing_else(tmp_path, monkeypatch):
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("prometheus_client")
+    from collaborative_experts.apps.server.routes import Settings, make_app
+    from collaborative_experts.apps.server.service import SearchService
+
+    count, gate = 100, threading.Event()
+    (tmp_path / "film.mp4").touch()
+    monkeypatch.setattr(thumbnails, "make_still", lambda *_: gate.wait(60) and b"jpeg")
+    index = VideoIndex(tmp_path / "videos.lance")
+    video = VideoEmbeddings({"x": np.ones((count, 1))}, np.ones((count, 1)))
+    spans = [(float(i), i + 1.0) for i in range(count)]
+    index.add([f"v{i}" for i in range(count)], video, uris=["film.mp4"] * count, spans=spans)
+    app = make_app(SearchService(index, media=tmp_path), Settings(thumbnails=tmp_path / "pictures"))
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            waiting = [asyncio.create_task(client.get(f"/thumbnail/v{i}")) for i in range(count)]
+            await asyncio.sleep(0.5)
+            try:
+                health = await asyncio.wait_for(client.get("/health"), 20)
+            finally:
+                gate.set()
+            assert health.status_code == 200
+            assert [x.content for x in await asyncio.gather(*waiting)] == [b"jpeg"] * count
+
+    asyncio.run(ask())

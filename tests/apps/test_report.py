@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("lance")
 pytest.importorskip("av")
 
-from collaborative_experts import evaluate, similarity
+from collaborative_experts import TextEmbeddings, VideoEmbeddings, VideoIndex, evaluate, similarity
 from collaborative_experts.apps.report import Answer, Query, Report, render, report_search, write_report
 from collaborative_experts.apps.report_run import choose, find_ranks
 from helpers import random_embeddings
@@ -49,6 +49,16 @@ def test_answers_of_a_search(tmp_path, monkeypatch):
     clips = {(uri, *span) for uri, span in zip(found.uris[0], found.spans[0].tolist(), strict=True)}
     assert page.count("data:image/jpeg") == len(clips) - 1  # each once; gone.mp4 is not there
     assert not re.search(r"https?://|<link|<img|url\((?!data:)", page)
+
+
+def test_metadata_of_users_may_have_any_form(tmp_path):
+    video = VideoEmbeddings({"x": np.eye(3)}, np.ones((3, 1)))
+    metadata = [{"text": "hello <b>"}, {"text": ["a"], "caption": 3}, {"text": {"ocr": None, "speech": "heard"}}]
+    with VideoIndex(tmp_path / "videos.lance") as index:
+        index.add(["a", "b", "c"], video, metadata=metadata)
+        found = index.search(TextEmbeddings({"x": np.eye(1, 3)}, np.ones((1, 1))), 3)
+    report = report_search(["q"], found)
+    assert {x.id: x.text for x in report.queries[0].answers} == {"a": "hello <b>", "b": "", "c": "heard"}
 
 
 def test_bars_have_one_scale_and_add_up():

@@ -103,6 +103,15 @@ def test_from_features_to_time_spans(features, tmp_path, capsys):
     assert hello[0][1] == {"text": {"ocr": "hello world"}, "labels": {"appearance": ["car"]}}
 
 
+def test_an_expert_that_finds_no_label_at_all(tmp_path, capsys):
+    clips = [{"ocr": Extracted(np.ones((1, 2)), text=text)} for text in ("hello", "credits")]
+    write(tmp_path / "features.lance", {"appearance": APPEARANCE, "ocr": OCR}, clips)
+    store = tmp_path / "videos.lance"
+    assert main(["embed", str(tmp_path / "features.lance"), "--zero-shot", "--to", str(store)]) == 0
+    capsys.readouterr()
+    assert [x[0][0] for x in searched(capsys, store, "hello", "credits")] == [0.0, 1.0]
+
+
 def test_the_literal_form_and_the_store_alone_are_enough(features, tmp_path, monkeypatch, capsys):
     store = tmp_path / "videos.lance"
     assert main(["embed", "--zero-shot", str(features), str(store)]) == 0

@@ -3,12 +3,10 @@
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -545,50 +543,3 @@ def test_weights_path(small_op, tmp_path):
     with VideoIndex(tmp_path / "videos.lance") as index:
         assert index.weights_path == (tmp_path / "w.safetensors").resolve()
         assert len(index) == 4
-
-
-def test_read(tmp_path):
-    _, video = random_embeddings(1, 20)
-    there = np.flatnonzero(np.asarray(video.available).any(1))
-    video, names = video[there], [f"v{i}" for i in there]
-    with VideoIndex(tmp_path / "videos.lance") as index:
-        with pytest.raises(ValueError, match="holds no videos yet"):
-            index.read(["v1"])
-        index.add(names, video, spans=[(i, i + 1.0) for i in there], metadata=[{"n": int(i)} for i in there])
-        stored = index.read([names[7], "none", names[3]])
-        assert (stored.ids, len(stored)) == ([names[7], names[3]], 2)
-        np.testing.assert_array_equal(stored.embeddings.available, video.available[[7, 3]])
-        np.testing.assert_array_equal(stored.embeddings.joint(), video[[7, 3]].joint())
-        assert stored.spans.tolist() == [[there[row], there[row] + 1] for row in (7, 3)]
-        assert [x["n"] for x in stored.metadata] == there[[7, 3]].tolist()
-        assert len(index.read("none")) == 0
-        assert index.read("none").embeddings.available.shape == (0, 3)
-
-
-@pytest.mark.parametrize("additions", [1, 3])
-def test_another_store_in_the_place_of_an_open_one(tmp_path, additions):
-    """It is seen by the readers that are open, and its model is held against theirs."""
-
-    def make(weights):
-        for part in range(additions if weights == "b" else 1):
-            with VideoIndex(tmp_path / "videos.lance") as writer:
-                model = ModelIdentity("{}", weights)
-                writer.add([f"{weights}{part}"], VideoEmbeddings({"m": np.eye(1, 4)}, np.ones((1, 1)), model))
-
-    def search(index, weights):
-        text = TextEmbeddings({"m": np.eye(1, 4)}, np.ones((1, 1)), model=ModelIdentity("{}", weights))
-        return index.search(text, 9).ids.tolist()
-
-    make("a")
-    with VideoIndex(tmp_path / "videos.lance") as index:
-        assert search(index, "a") == [["a0"]]
-        shutil.rmtree(tmp_path / "videos.lance")
-        for _ in range(2):
-            with pytest.raises(OSError, match="cannot read"):
-                search(index, "a")
-        make("b")
-        with suppress(OSError):  # what was open is gone
-            search(index, "b")
-        assert search(index, "b") == [[f"b{part}" for part in range(additions)]]
-        with pytest.raises(ValueError, match="embedded by another model"):
-            search(index, "a")

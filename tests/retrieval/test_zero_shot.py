@@ -45,12 +45,12 @@ def test_conse_is_the_weighted_mean_of_the_ten_best_labels():
     embeddings = {f"class{i}": np.eye(12)[i] for i in range(12)}
     scores = [0.3, 0.2, 0.1, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01, 0.005]
     labels = list(embeddings)
-    found = combine_labels([labels, None, labels[:1]], [scores, None, [0.25]], embeddings)
+    found = combine_labels([labels, None, labels[:1]], [scores, None, [0.25]], embeddings, 12)
     expected = np.array([*scores[:10], 0, 0]) / sum(scores[:10])
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(found[2], np.eye(12)[0])
-    assert combine_labels([None], [None], {}).shape == (1, 1)
+    assert combine_labels([None], [None], {}, 12).shape == (1, 12)
 
 
 def test_scores_of_all_experts_have_one_spread():
@@ -65,6 +65,14 @@ def test_scores_of_all_experts_have_one_spread():
     assert spreads["wide"] == pytest.approx(spreads["narrow"], rel=1e-2)
     assert zero_shot.experts["wide"].spread != pytest.approx(zero_shot.experts["narrow"].spread, rel=1e-2)
     np.testing.assert_allclose(text.weights, 0.5)
+
+
+def test_an_expert_that_no_video_has_yet_gets_the_scale_of_the_others():
+    experts, bank, vectors = two_experts()
+    names = list(experts)
+    found = prepare_zero_shot(experts, ENCODER, bank, vectors | {names[1]: np.full_like(vectors[names[1]], np.nan)})
+    assert found.experts[names[1]].spread == found.experts[names[0]].spread < 1
+    assert not np.any(found.experts[names[1]].centre)
 
 
 def test_a_video_is_not_found_because_of_its_experts():

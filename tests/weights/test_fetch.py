@@ -304,6 +304,14 @@ def test_the_first_download_is_pinned(failing, run, site, tmp_path):
     failing(f"pins {site.url}", "--url", f"{site.base}/others/tiny")
 
 
+def test_two_models_that_come_at_once_are_both_pinned(tmp_path):
+    first, second = (fetch.Lock(tmp_path / f"{name}.safetensors") for name in ("first", "second"))
+    for lock in (first, second):
+        lock.check("url", "u", "source")
+        lock.write()
+    assert list(json.loads((tmp_path / "lock.json").read_text())) == ["first.safetensors", "second.safetensors"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"tiny.safetensors": 3}'])
 def test_a_damaged_lock_file(text, failing, tmp_path):
     (tmp_path / "lock.json").write_text(text)

@@ -60,15 +60,19 @@ export function textsOf(video) {
   const metadata = video.metadata ?? {};
   const found = [];
   if (typeof metadata.caption === "string") found.push(["Caption", metadata.caption]);
+  if (typeof metadata.text === "string") found.push(["Text", metadata.text]);
   const names = { ocr: "Read in the picture", speech: "Heard" };
-  for (const [expert, text] of Object.entries(metadata.text ?? {})) {
+  for (const [expert, text] of fieldsOf(metadata.text)) {
     if (typeof text === "string" && text.trim()) found.push([names[expert] ?? `Text from ${expert}`, text.trim()]);
   }
-  for (const [expert, labels] of Object.entries(metadata.labels ?? {})) {
+  for (const [expert, labels] of fieldsOf(metadata.labels)) {
     if (Array.isArray(labels) && labels.length) found.push([`Recognised by ${expert}`, labels.join(", ")]);
   }
   return found;
 }
+
+/** The entries of an object. The user's own metadata may have anything else under the same name. */
+const fieldsOf = (value) => (value !== null && typeof value === "object" ? Object.entries(value) : []);
 
 function playOnHover(button, picture, video) {
   let timer = 0;

@@ -114,6 +114,7 @@ const button = (text, onclick) => el("button", { type: "button", class: "primary
 function clearAll(...notices) {
   answers = [];
   grid.replaceChildren();
+  grid.removeAttribute("aria-busy");
   byId("pages").hidden = true;
   drawLegend(byId("legend"), []);
   byId("status").textContent = "";

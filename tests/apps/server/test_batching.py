@@ -119,6 +119,8 @@ def test_one_pass_answers_requests_of_all_kinds(service, operator):
         SearchRequest(like=["none"], k=2),
         SearchRequest(sentences=["a"], k=3, expert_weights={"face": 2}),
         SearchRequest(sentences=["d"], k=1, offset=1),
+        SearchRequest(like=["clip/01"], where="start_s < 3"),  # the condition meets this one
+        SearchRequest(like=["clip/09", "clip/01"], where="start_s < 3"),
     ]
     operator.calls.clear()
     together = service.answer(requests)
@@ -129,4 +131,6 @@ def test_one_pass_answers_requests_of_all_kinds(service, operator):
             assert (type(one), str(one)) == (type(other), str(other))
         else:
             assert one == other
-    assert [isinstance(x, Exception) for x in together] == [False] * 3 + [True] + [False] * 2 + [True] * 3 + [False]
+    failed = [row for row, x in enumerate(together) if isinstance(x, Exception)]
+    assert failed == [3, 6, 7, 8]
+    assert [len(x) for x in together[-1]["results"]] == [3, 2]

@@ -41,6 +41,8 @@ def films(tmp_path, index):
         "web": "https://example.org/05.mp4",
         "long": "x" * 5000 + ".mp4",
         "null": "05.mp4\0",
+        "null address": f"file://{folder}/05.mp4%00",
+        "damaged address": "file://[bad/05.mp4",
         "nothing": None,
     }
     ones = np.ones((len(uris), 1), np.float32)
@@ -72,6 +74,7 @@ def test_what_the_index_names_is_served(client, films, video, kind):
 @pytest.mark.parametrize(
     "video",
     ["outside", "upwards", "upwards address", "link", "loop", "html", "svg", "folder", "gone", "web", "long", "null",
+     "null address", "damaged address",
      "nothing", "clip/06", "05.mp4", "unnamed.mp4", "../secret.mp4", "%2e%2e/secret.mp4", "..%2fsecret.mp4",
      "/etc/passwd", "file:///etc/passwd", "", "\\..\\secret.mp4", "clip/05/../../secret.mp4", "clip/05%00"],
 )  # fmt: skip

@@ -162,6 +162,15 @@ class TestDamage:
         assert (report.clips, report.skipped) == (1, 5)
         assert [x["file"] for x in problems(tmp_path / "errors.csv")] == ["e.mkv"]
 
+    def test_the_line_of_an_expert_goes_whatever_the_name_of_the_file(self, media, tmp_path):
+        name, clip = "100% #1?.mkv", "100%25 %231%3F.mkv#t=0.0,2.0"
+        files = find_media((media / "b.mkv").rename(media / name))
+        for dataset in ("features.lance", "other.lance"):  # beside the same errors.csv
+            report = extract_features(files, tmp_path / dataset, [Level(fail_on=[clip])], Clips(2.0))
+            assert report.skipped == 0
+        assert [(x["file"], x["clip"]) for x in problems(tmp_path / "errors.csv")] == [(name, clip)]
+        assert extract_features(files, tmp_path / "other.lance", [Level()], Clips(2.0)).skipped == 1
+
     def test_a_file_that_vanishes(self, media, tmp_path):
         files = find_media(media)
         (media / "b.mkv").unlink()
