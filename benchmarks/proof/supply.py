@@ -94,9 +94,15 @@ def licence(package: Distribution) -> str:
     classified = [x.rsplit(" :: ", 1)[1] for x in facts.get_all("Classifier", []) if x.startswith("License :: ")]
     classified = [x for x in classified if x != "OSI Approved"]
     said = (facts["License"] or "").strip().splitlines()
-    name = canonicalize_name(facts["Name"])
     in_words = said[0].strip() if said and said[0] != "UNKNOWN" else ""
-    return " OR ".join(classified) or in_words or SAID_ELSEWHERE.get(name, "")
+    return " OR ".join(classified) or in_words or _head_of_licence(package)
+
+
+def _head_of_licence(package: Distribution) -> str:
+    """The first line of the licence file that the package brings."""
+    files = [file for file in package.files or () if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING"))]
+    lines = (files[0].read_text() or "").splitlines() if files else []
+    return next((line.strip() for line in lines if line.strip()), "")
 
 
 # --- hashes ---------------------------------------------------------------------------------------------------
