@@ -124,8 +124,8 @@ class Run:
             raise FileNotFoundError(f"{path}: there is no such run file")
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: expected TOML: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected TOML: {error}") from None
         for change in changes:
             content = _merged(content, parse_change(change))
         known = [entry.name for entry in fields(cls)]
@@ -134,7 +134,10 @@ class Run:
             if key not in content:
                 raise ValueError(f"{path}: expected the key {key!r}, got {list(content)}")
         _check_types(path, content)
-        return cls._from(content, path.parent, folder)
+        try:
+            return cls._from(content, path.parent, folder)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from None
 
     @classmethod
     def _from(cls, content: Mapping[str, Any], here: Path, folder: str | Path | None) -> Run:

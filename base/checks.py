@@ -25,12 +25,14 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
             raise ValueError(f"{where}: unknown key {key!r}{nearest(key, known)}")
 
 
-def check_size(value: object, where: str, least: int = 1) -> None:
-    """Raise TypeError or ValueError unless `value` is an integer of at least `least`."""
+def check_size(value: object, where: str, least: int = 1, most: int | None = None) -> None:
+    """Raise TypeError or ValueError unless `value` is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{where}: expected an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{where}: expected at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{where}: expected at most {most:,}, got {value if value < 10**18 else 'far more'}")
 
 
 def check_mapping(value: object, where: str) -> Mapping[str, Any]:

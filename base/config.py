@@ -25,6 +25,10 @@ USE_CE = ("pairwise", "pairwise-star", "pairwise-star-specific", "pairwise-star-
 CONCAT = "concat"
 """Name of the one embedding that `concat_experts` gives."""
 
+LARGEST, MOST_POOLED, MOST_LAYERS, MOST_EXPERTS = 2**20, 2**22, 64, 1000
+"""Largest dimension and number of clusters or tokens; numbers that a pooled sequence may have; layers of g and of h;
+experts. A file that asks for more is damaged or malicious, and would fill the memory before weights are looked at."""
+
 MAX_TOKENS = {"audio": 29, "ocr": 49, "speech": 32}
 """Token limits of the authors' MSR-VTT training; 37 words for the text."""
 
@@ -51,11 +55,12 @@ class ExpertConfig:
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"config: an expert's name is a non-empty string, got {self.name!r}")
         where = f"config: experts[{self.name!r}]"
-        check_size(self.dim, f"{where}, dim")
-        check_size(self.clusters, f"{where}, clusters", least=0)
+        check_size(self.dim, f"{where}, dim", most=LARGEST)
+        check_size(self.clusters, f"{where}, clusters", least=0, most=LARGEST)
         for key in ("max_tokens", "output_dim"):
             if getattr(self, key) is not None:
-                check_size(getattr(self, key), f"{where}, {key}")
+                check_size(getattr(self, key), f"{where}, {key}", most=LARGEST)
+        check_size(self.pooled_dim, f"{where}, dim * clusters", most=MOST_POOLED)
 
     @property
     def variable(self) -> bool:
@@ -81,11 +86,13 @@ class TextConfig:
     max_tokens: int | None = 37
 
     def __post_init__(self) -> None:
-        check_size(self.dim, "config: text, dim")
-        check_size(self.clusters, "config: text, clusters", least=0)
-        check_size(self.ghost_clusters, "config: text, ghost_clusters", least=0)
+        check_size(self.dim, "config: text, dim", most=LARGEST)
+        check_size(self.clusters, "config: text, clusters", least=0, most=LARGEST)
+        check_size(self.ghost_clusters, "config: text, ghost_clusters", least=0, most=LARGEST)
         if self.max_tokens is not None:
-            check_size(self.max_tokens, "config: text, max_tokens")
+            check_size(self.max_tokens, "config: text, max_tokens", most=LARGEST)
+        all_clusters = max(self.clusters + self.ghost_clusters, 1)
+        check_size(self.dim * all_clusters, "config: text, dim * (clusters + ghost_clusters)", most=MOST_POOLED)
 
     @property
     def variable(self) -> bool:
@@ -137,6 +144,8 @@ class CEConfig:
     def __post_init__(self) -> None:
         if not self.experts:
             raise ValueError("config: experts: expected at least one expert, got none")
+        if len(self.experts) > MOST_EXPERTS:
+            raise ValueError(f"config: experts: expected at most {MOST_EXPERTS:,}, got {len(self.experts):,}")
         repeated = {name for name in self.expert_names if self.expert_names.count(name) > 1}
         if repeated:
             raise ValueError(f"config: experts: named twice: {', '.join(sorted(repeated))}")
@@ -146,9 +155,9 @@ class CEConfig:
             raise ValueError("config: concat_experts goes with neither use_ce nor mimic_ce_dims")
         if self.use_ce and len(self.experts) < 2:
             raise ValueError(f'config: use_ce {self.use_ce!r} pairs experts, but there is one; set use_ce to "" (MoEE)')
-        check_size(self.shared_dim, "config: shared_dim")
-        check_size(self.num_g_layers, "config: num_g_layers")
-        check_size(self.num_h_layers, "config: num_h_layers", least=0)
+        check_size(self.shared_dim, "config: shared_dim", most=LARGEST)
+        check_size(self.num_g_layers, "config: num_g_layers", most=MOST_LAYERS)
+        check_size(self.num_h_layers, "config: num_h_layers", least=0, most=MOST_LAYERS)
         for name in (entry.name for entry in fields(self) if entry.type == "bool"):
             # Towhee's dict has 0 and 1 here.
             if not isinstance(getattr(self, name), int) or getattr(self, name) not in (0, 1):

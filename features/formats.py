@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from ..base.archives import check_archive, check_expansion
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra
 from .safe_pickle import load_arrays, load_tensors
@@ -26,6 +28,9 @@ from .safe_pickle import load_arrays, load_tensors
 ID_NAMES = ("video_id", "ids")
 TABLE_NAME = "features"
 """The array of a table, where it is not named after the expert."""
+
+NUMBER_BYTES = 8
+"""Memory that a number of a Parquet file takes."""
 
 CSV_BLOCK_BYTES = 1 << 24
 """Text that is parsed at once. A line must fit in."""
@@ -60,7 +65,8 @@ def reading(path: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         form = "a folder of ID.npy" if path.is_dir() and path.suffix != LANCE else path.suffix
-        raise FeatureFileError(f"{path}: cannot be read as {form}: {str(error) or type(error).__name__}") from None
+        said = " ".join(str(error).split()).removeprefix(f"{path}: ") or type(error).__name__
+        raise FeatureFileError(f"{path}: cannot be read as {form}: {said}") from None
 
 
 def open_source(path: Path, expert: str) -> AbstractContextManager[Source]:
@@ -215,6 +221,8 @@ def _to_ids(values: Iterable[object]) -> tuple[str, ...]:
 @contextmanager
 def _npz_arrays(path: Path) -> Iterator[Any]:
     with reading(path):
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise FeatureFileError(f"{path}: expected an archive of np.savez, got a single array")
@@ -275,13 +283,39 @@ def _open_folder(path: Path, expert: str) -> Iterator[Source]:
 # --- HDF5 -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Hdf5Group:
+    """A group whose datasets are looked up only if the file holds them."""
+
+    path: Path
+    group: Any
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.group)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.group
+
+    def __getitem__(self, name: str) -> Any:
+        x = self.group[name]
+        if hasattr(x, "keys"):
+            return _Hdf5Group(self.path, x)
+        if x.external:
+            raise FeatureFileError(f"{self.path}, {name!r}: refused, its numbers are to be read from another file")
+        check_expansion(self.path, x.nbytes)
+        return x
+
+    def keys(self) -> Iterator[str]:
+        return iter(self)
+
+
 @contextmanager
-def _hdf5_arrays(path: Path) -> Iterator[Any]:
+def _hdf5_arrays(path: Path) -> Iterator[_Hdf5Group]:
     h5py = extra("h5py", "features")
     with reading(path):
         file = h5py.File(path, "r")
     with file:
-        yield file
+        yield _Hdf5Group(path, file)
 
 
 @contextmanager
@@ -292,7 +326,7 @@ def _open_hdf5(path: Path, expert: str) -> Iterator[Source]:
             in_group = expert in file and hasattr(file[expert], "keys")
             group = file[expert] if in_group else file
             id_name = _name_of_ids(group)
-            ids = () if id_name else tuple(_names_of_datasets(group))
+            ids = () if id_name else tuple(_names_of_datasets(group.group))
         if id_name:
             yield _table_of(path, group, expert, id_name)
             return
@@ -335,6 +369,7 @@ class _ParquetRows:
             )
         self._column = column
         with reading(path):
+            check_expansion(path, NUMBER_BYTES * _leaves(file.metadata))
             self.ids = _to_ids(file.read([id_name])[id_name].to_pylist())
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self._ends = np.cumsum(sizes, dtype=int)
@@ -350,6 +385,12 @@ class _ParquetRows:
         start = self._ends[group - 1] if group else 0
         value = self._held[1][position - int(start)]
         return np.array(value.as_py(), dtype=np.float64) if value.is_valid else np.empty(0)
+
+
+def _leaves(metadata: Any) -> int:
+    """Numbers and texts in all columns. Runs of equal ones may take no bytes to speak of."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    return sum(group.column(i).num_values for group in groups for i in range(metadata.num_columns))
 
 
 @contextmanager
@@ -453,6 +494,8 @@ def _open_torch(path: Path, expert: str) -> Iterator[Source]:
     arrays: dict[Any, _TensorRows | np.ndarray] = {}
     for key, x in _check_dict(path, content, "tensor").items():
         if isinstance(x, torch.Tensor) and x.layout == torch.strided and x.device.type == "cpu" and not x.is_quantized:
+            with reading(path):
+                check_expansion(path, x.nbytes)  # a tensor may be a few numbers that are repeated
             arrays[key] = _TensorRows(x)
         elif key in ID_NAMES and isinstance(x, list | tuple):
             arrays[key] = np.array(x)

@@ -6,15 +6,19 @@ that would accept more than numbers are replaced by narrower ones.
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+
+from ..base.archives import check_archive
 
 
 def load_arrays(path: Path) -> object:
@@ -23,8 +27,8 @@ def load_arrays(path: Path) -> object:
     Raises:
         pickle.UnpicklingError: the pickle names any other function or class. Nothing has been called then.
     """
-    with path.open("rb") as file:
-        return _ArraysOnly(file, encoding="latin1").load()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _ArraysOnly(content, encoding="latin1").load()
 
 
 def load_tensors(path: Path) -> object:
@@ -35,9 +39,13 @@ def load_tensors(path: Path) -> object:
 
     Raises:
         pickle.UnpicklingError: the file names another function or class, or is no file of `torch.save`.
+        ValueError: it would unpack to far more than it holds.
     """
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         # PyTorch's own message recommends to load without the protection.
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -45,8 +53,14 @@ def load_tensors(path: Path) -> object:
         raise pickle.UnpicklingError(reason) from None
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler of NumPy arrays in every form in which NumPy has written them, and of nothing else."""
+class _ArraysOnly(pickle._Unpickler):
+    """An unpickler of NumPy arrays in every form in which NumPy has written them, and of nothing else.
+
+    It is the standard library's in Python. The one in C makes room for whatever number a file gives an object.
+    """
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     _UNCHANGED = frozenset(
         (f"numpy.{core}.{name}", attribute)
@@ -71,6 +85,31 @@ class _ArraysOnly(pickle.Unpickler):
             return OrderedDict
         raise pickle.UnpicklingError(f"refused, it would call {module}.{name}; only NumPy arrays are let in")
 
+    def load_build(self) -> None:
+        """Fill an array, or say the byte order and size of its type."""
+        made, state = self.stack[-2:]
+        if isinstance(made, np.dtype):
+            _check_state_of_dtype(state)
+        elif not isinstance(made, np.ndarray):
+            raise pickle.UnpicklingError(f"refused, it would change a {type(made).__name__}")
+        _fill(self)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+_fill: Callable[[Any], None] = pickle._Unpickler.dispatch[pickle.BUILD[0]]
+
+
+def _check_state_of_dtype(state: Any) -> None:
+    """Raise unless it is the state of a type of numbers or text: others have fields, or say that they are objects."""
+    size_and_align, flags = state[5:7], state[7:8]
+    if any(x is not None for x in state[2:5]) or len(size_and_align) != 2 or any(x & _OBJECTS for x in flags):
+        raise pickle.UnpicklingError("refused, arrays of other things than numbers")
+
+
+_OBJECTS = 0b10111
+"""The flags of NumPy's types that say of the bytes that they are, or need, objects."""
+
 
 def _empty_array(*_: object) -> np.ndarray:
     """An array for NumPy to fill. `numpy.ndarray` itself would take bytes for pointers to objects."""
@@ -78,7 +117,7 @@ def _empty_array(*_: object) -> np.ndarray:
 
 
 def _dtype_of_numbers(*arguments: Any) -> np.dtype:
-    dtype = np.dtype(*arguments)
+    dtype = np.dtype(arguments[0], copy=True)  # one of the file's own, which it may go on to change
     if dtype.hasobject:
         raise pickle.UnpicklingError("refused, arrays of objects; only arrays of numbers are let in")
     return dtype

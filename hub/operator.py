@@ -377,7 +377,10 @@ class CollaborativeExperts(NNOperator):
         check_dtype(self.config, self.dtype, self.device)
         weights = self._open_weights(self.modality)
         self.identity = ModelIdentity(json.dumps(self.config.to_dict()), self._fingerprint(weights))
-        self.model = Network(self.config, weights, self.modality, self.device, self.dtype)
+        try:
+            self.model = Network(self.config, weights, self.modality, self.device, self.dtype)
+        except ValueError as error:  # of a number in the weights
+            raise ValueError(f"{self.weights_path}: {error}") from None
 
     def _check_holds(self, side: str) -> None:
         if self.modality not in (None, side):

@@ -153,6 +153,10 @@ def _ce_module(config: CEConfig) -> CEModule:
     return ce
 
 
+MOST_PARAMETERS = 2**31
+"""Initial ones that are made: ten times those of the default model."""
+
+
 def meta_model(config: CEConfig, modality: Modality = None) -> CEModel:
     """The model without storage: names and shapes to check a file against, and a place to assign tensors to."""
     with _LayersOnMeta():
@@ -176,9 +180,15 @@ def initial_state(config: CEConfig, modality: Modality = None, seed: int = 0) ->
 
     A layer's values depend on its name and `seed` alone, so that an operator of one side holds the same
     numbers as one of both, on every machine and in every thread. The global random state is not touched.
+
+    Raises:
+        ValueError: the config is of a model larger than `MOST_PARAMETERS`.
     """
     model = meta_model(config, modality)
     state = model.state_dict()
+    size = sum(x.numel() for x in state.values())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"config: expected a model of at most {MOST_PARAMETERS:,} parameters, got {size:,}")
     for name, module in model.named_modules():
         generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
         for key, x in _initial_parameters(module, generator).items():

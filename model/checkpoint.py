@@ -13,6 +13,7 @@ import pickle
 import re
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..base.archives import check_archive
 from ..base.config import CEConfig
 from ..base.files import replacing
 
@@ -259,6 +261,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         inert = torch.serialization.safe_globals([(_Inert, name) for name in _INERT])
         with _LOADING, warnings.catch_warnings(), inert:
+            if zipfile.is_zipfile(path):
+                check_archive(path)
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -268,7 +272,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: refused, {reason}; expected a state dict of plain tensors") from None
     except Exception as error:
         # A damaged file raises whatever its bytes happen to mean.
-        raise ValueError(f"{path}: not a complete PyTorch file: {type(error).__name__}: {error}") from None
+        said = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a complete PyTorch file: {type(error).__name__}: {said}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(

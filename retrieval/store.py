@@ -262,6 +262,8 @@ class VideoStore:
         try:
             table = dataset.scanner(with_row_address=True, **settings).to_table()
         except ValueError as error:
+            if str(error).startswith(_LANCE_FAILURES):
+                raise
             raise ValueError(f"where: {_first_line(error).removeprefix('Invalid user input: ')}") from None
         return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
 

@@ -145,6 +145,23 @@ BAD = {
         ValueError,
         "config: expert_dims['audio']: a 'vlad' expert needs",
     ),
+    "huge dim": (
+        short(experts={"a": 10**12}),
+        ValueError,
+        "config: experts['a'], dim: expected at most 1,048,576, got",
+    ),
+    "huge pooling": (
+        short(text={"dim": 10**6, "clusters": 10**6}),
+        ValueError,
+        "config: text, dim * (clusters + ghost_clusters): expected at most 4,194,304, got 1000001000000",
+    ),
+    "huge depth": (short(num_g_layers=10**9), ValueError, "config: num_g_layers: expected at most 64, got 1000000000"),
+    "huge number": (short(shared_dim=10**5000), ValueError, "config: shared_dim: expected at most 1,048,576, got far"),
+    "many experts": (
+        short(experts={f"e{i}": 4 for i in range(1001)}),
+        ValueError,
+        "config: experts: expected at most 1,000, got 1,001",
+    ),
     "towhee spatial": (towhee(expert_dims={"detection-sem": (1, 2)}), ValueError, "the spatial expert 'detection-sem'"),
 }
 

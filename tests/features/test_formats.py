@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,3 +347,33 @@ def test_one_vector_is_one_video(tmp_path):
     """A vector cannot be a table without ids."""
     np.savez(tmp_path / "motion.npz", v1=MATRIX[0])
     assert read_features({"motion": tmp_path / "motion.npz"}).ids == ("v1",)
+
+
+def test_numbers_that_an_hdf5_file_does_not_hold_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "secret").write_bytes(bytes(range(16)))
+    for number, settings in enumerate(
+        ({"shape": (2, 10**9), "chunks": (1, 1024)}, {"shape": (2, 8), "external": [(tmp_path / "secret", 0, 64)]})
+    ):
+        with h5py.File(tmp_path / f"{number}.h5", "w") as file:
+            file["ids"] = ["a", "b"]
+            file.create_dataset("features", dtype="f4", **settings)
+        with pytest.raises(ValueError, match=rf"{number}\.h5.*: refused, its (numbers|\d+ bytes|[\d,]+ bytes)"):
+            read_features({"motion": tmp_path / f"{number}.h5"})
+
+
+def test_a_parquet_file_of_one_number_repeated_is_refused(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    values = arrow.array(np.zeros(2**24, np.float32))
+    motion = arrow.ListArray.from_arrays(arrow.array([0, 2**23, 2**24], arrow.int32()), values)
+    parquet.write_table(arrow.table({"ids": ["a", "b"], "motion": motion}), tmp_path / "motion.parquet")
+    with pytest.raises(ValueError, match=r"motion\.parquet: .*refused, its .* would unpack to"):
+        read_features({"motion": tmp_path / "motion.parquet"})
+
+
+def test_an_error_of_a_library_becomes_one_line(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"^motion\.csv: cannot be read as \.csv: one two$"),
+        formats.reading(Path("motion.csv")),
+    ):
+        raise OSError("one\n  two\n")

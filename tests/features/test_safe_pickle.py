@@ -73,3 +73,33 @@ def test_a_pickle_cannot_pass_bytes_for_objects(tmp_path):
     path.write_bytes(pickle.dumps({"v1": Forged()}))
     with pytest.raises(ValueError, match=r"motion\.pkl"):
         read_features({"motion": path})
+
+
+def test_a_pickle_cannot_call_bytes_objects_afterwards(tmp_path):
+    """A type of numbers may be changed after it is made: what NumPy then takes for pointers would crash the process."""
+    plain = pickle.dumps({"a": np.array([b"A" * 8] * 2, "V8")}, 2)
+    forged = plain.replace(b"K\x08K\x01K\x00t", b"K\x08K\x01K\x3ft")
+    assert forged != plain
+    (tmp_path / "motion.pkl").write_bytes(forged)
+    with pytest.raises(ValueError, match=r"motion\.pkl: .*refused, arrays of other things than numbers"):
+        read_features({"motion": tmp_path / "motion.pkl"})
+
+
+def test_a_pickle_cannot_change_what_it_calls(tmp_path):
+    content = b"\x80\x02cnumpy\ndtype\n}X\x01\x00\x00\x00aK\x01sb."
+    (tmp_path / "motion.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"motion\.pkl: .*refused, it would change a function"):
+        read_features({"motion": tmp_path / "motion.pkl"})
+
+
+def test_a_pickle_takes_no_room_for_the_number_that_it_gives_an_object(tmp_path, monkeypatch):
+    """The reader in C would make a list of 2^28 pointers here."""
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    (tmp_path / "motion.pkl").write_bytes(b"\x80\x02}r\x00\x00\x00\x08.")
+    assert read_features({"motion": tmp_path / "motion.pkl"}).ids == ()
+
+
+def test_a_tensor_of_one_number_repeated_is_refused(tmp_path):
+    torch.save({"a": torch.ones(1).expand(2**25)}, tmp_path / "motion.pt")
+    with pytest.raises(ValueError, match=r"motion\.pt: .*refused, .* would unpack to 134,217,728"):
+        read_features({"motion": tmp_path / "motion.pt"})

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from collaborative_experts import CollaborativeExperts
 from collaborative_experts.base.files import replacing
 from collaborative_experts.model.cenet import initial_state
-from collaborative_experts.model.checkpoint import read_config, write_weights
+from collaborative_experts.model.checkpoint import read_config, read_weights, write_weights
 from helpers import SMALL, cenet, largest_difference, random_inputs
 
 
@@ -162,11 +163,29 @@ def test_weights_that_are_no_numbers(value, use_ce, tmp_path):
     state = initial_state(config)
     state["ce.moe_fc.weight"][1, 2] = value
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"weights: ce\.moe_fc\.weight: expected finite values, got NaN or Inf"):
+    with pytest.raises(ValueError, match=r"w\.pth: weights: ce\.moe_fc\.weight: expected finite values, got"):
         CollaborativeExperts(config, tmp_path / "w.pth", device="cpu")
     state["ce.moe_fc.weight"][1, :3] = 3e38  # finite, though their sum is not
     torch.save(state, tmp_path / "w.pth")
     CollaborativeExperts(config, tmp_path / "w.pth", device="cpu")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(2**25)}, tmp_path / "stored.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as old,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match=r"w\.pth: not a complete PyTorch file: ValueError: refused, its [\d,]+ bytes"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_initial_weights_larger_than_any_model_are_not_made():
+    config = replace(SMALL, shared_dim=2**17)
+    with pytest.raises(ValueError, match=r"config: expected a model of at most 2,147,483,648 parameters, got \d"):
+        CollaborativeExperts(config, device="cpu")
 
 
 def test_long_lists_are_cut_to_ten(small_weights):

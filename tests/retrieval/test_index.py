@@ -436,6 +436,17 @@ def test_a_truncated_data_file(filled, path, left):
         again.search(text)
 
 
+def test_a_damaged_index_of_the_ids(filled, path):
+    """The error is of the store, and not of what the caller asked for."""
+    index, _, _ = filled
+    index.optimise()
+    index.close()
+    for file in path.glob("_indices/*/*.lance"):
+        file.write_bytes(b"\0" * 100 + file.read_bytes()[100:])
+    with VideoIndex(path) as again, pytest.raises(OSError, match=r"videos\.lance: cannot read"):
+        again.read(["a", "b"])
+
+
 def test_several_processes_read_while_one_writes(path):
     """Each answer is that of some committed state: the same videos are replaced by others all the time."""
     text, first = some()

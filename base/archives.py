@@ -1,0 +1,26 @@
+"""Files that would unpack to far more than they hold are refused before they are read."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+UNPACKED_BYTES, MOST_EXPANSION = 2**26, 200
+"""More bytes than these are taken of a file only up to so many times its size. Real ones hardly shrink."""
+
+
+def check_expansion(path: Path, size: int) -> None:
+    """Raise ValueError where a file is to give `size` bytes, and that is far more than it holds."""
+    held = path.stat().st_size
+    if size > max(UNPACKED_BYTES, MOST_EXPANSION * held):
+        raise ValueError(f"{path}: refused, its {held:,} bytes would unpack to {size:,}")
+
+
+def check_archive(path: Path) -> None:
+    """Raise ValueError where a zip archive would unpack to far more than it holds, as `check_expansion`.
+
+    Raises:
+        zipfile.BadZipFile: it is damaged, or no zip archive.
+    """
+    with zipfile.ZipFile(path) as file:
+        check_expansion(path, sum(entry.file_size for entry in file.infolist()))
