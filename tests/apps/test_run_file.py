@@ -349,14 +349,14 @@ def test_init_writes_a_run_file(folder, capsys, monkeypatch):
     assert len(found.read_training().rows) == 41
     assert main(["init", "features", "captions.csv", "--to", "runs/first.toml"]) == 1
     assert "runs/first.toml: exists already" in capsys.readouterr().err
-    # Every setting is there, with its default.
+    # Every setting is there, with its default, if it has one.
     (folder / "runs" / "first.toml").write_text(re.sub(r"^# (?=[a-z_]+ = )", "", written, flags=re.MULTILINE))
     every = run.Run.read("runs/first.toml")
     assert every.training == found.training
     assert every.model == run.MODEL | {"text": run.TEXT}
     assert every.encoder == BUNDLED_MODEL
     for setting in fields(TrainingConfig):
-        assert setting.name == "folder" or re.search(rf"^# {setting.name} = .+  # \S", written, flags=re.MULTILINE)
+        assert setting.name == "folder" or re.search(rf"^# +{setting.name} = .+  # \S", written, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(
