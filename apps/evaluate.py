@@ -13,9 +13,12 @@ from ..base.files import replacing
 from ..hub.operator import CollaborativeExperts
 from ..model.checkpoint import read_notes
 from ..retrieval.evaluation import Evaluation, evaluate
+from ..retrieval.normalise import QueryBank
+from ..training.bank import read_bank
 from ..training.data import CaptionedVideos
 from ..training.encoder import EncoderIdentity, check_same_encoder
-from ..training.run_folder import BEST
+from ..training.model_card import EVALUATION, write_card
+from ..training.run_folder import BANK, BEST
 from .report import write_report
 from .report_run import QUERIES, report_run
 from .run_file import TEST, Run, add_run_arguments
@@ -28,6 +31,8 @@ def evaluate_run(
     folder: str | Path | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate the run's best weights, or others, on its test split; also written as `evaluation.json`.
+
+    Where training left a query bank beside the weights, figures with it stand second.
 
     Args:
         changes, folder: as for `Run.read`.
@@ -42,26 +47,33 @@ def evaluate_run(
     trained_with = read_notes(weights).get("encoder")
     if trained_with is not None:
         check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
-    found = ablate(op, run.dataset(run.test or TEST, op.config))
+    bank = weights.with_name(BANK)
+    found = ablate(op, run.dataset(run.test or TEST, op.config), read_bank(bank) if bank.is_file() else None)
     run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
-    with replacing(run.folder / "evaluation.json") as temporary:
+    with replacing(run.folder / EVALUATION) as temporary:
         temporary.write_text(json.dumps(_plain(found), indent=2))
+    if weights == run.folder / BEST:
+        write_card(run.folder)
     return found
 
 
-def ablate(op: CollaborativeExperts, dataset: CaptionedVideos) -> dict[str, Evaluation]:
+def ablate(op: CollaborativeExperts, dataset: CaptionedVideos, bank: QueryBank | None = None) -> dict[str, Evaluation]:
     """Figures with all experts, with each alone ("only motion"), and with each left out ("without motion").
+
+    A bank of the same model adds figures with all experts, corrected by it.
 
     A video that lacks all experts of a row scores 0 with every text.
     """
     text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
     features, names = dataset.features, op.config.expert_names
 
-    def with_experts(kept: list[str]) -> Evaluation:
+    def with_experts(kept: Sequence[str], bank: QueryBank | None = None) -> Evaluation:
         ind = {name: flag * (name in kept) for name, flag in features.ind.items()}
-        return evaluate(text, op.encode_video(features.experts, ind), dataset.targets)
+        return evaluate(text, op.encode_video(features.experts, ind), dataset.targets, bank=bank)
 
-    found = {"all experts": with_experts(list(names))}
+    found = {"all experts": with_experts(names)}
+    if bank is not None and bank.text.model == op.identity:
+        found["all, with bank"] = with_experts(names, bank)
     if len(names) > 1:
         found |= {f"only {name}": with_experts([name]) for name in names}
         found |= {f"without {name}": with_experts([other for other in names if other != name]) for name in names}

@@ -100,11 +100,18 @@ def choose_splits(names: Iterable[str]) -> tuple[str, str | float, str | None]:
 
 
 def _settings() -> list[str]:
-    """A line for each attribute of `TrainingConfig`: its default, and what its docstring says."""
+    """A line for each attribute of `TrainingConfig`: its default, and what its docstring says.
+
+    TOML has no word for None, which is a setting that follows from the data.
+    """
     meanings = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(TrainingConfig) or "", flags=re.MULTILINE))
     settings = {key: value for key, value in asdict(TrainingConfig()).items() if key != "folder"}
-    width = max(len(f"{key} = {_toml(value)}") for key, value in settings.items())
-    return [f"# {f'{key} = {_toml(value)}':{width}}  # {meanings.get(key, '')}" for key, value in settings.items()]
+    values = {key: "..." if value is None else _toml(value) for key, value in settings.items()}
+    width = max(len(f"{key} = {value}") for key, value in values.items())
+    return [
+        f"#{'   ' if settings[key] is None else ' '}{f'{key} = {value}':{width}}  # {meanings.get(key, '')}"
+        for key, value in values.items()
+    ]
 
 
 def _toml(value: object) -> str:

@@ -12,7 +12,7 @@
     shared_dim = 512
 
     [training]                     # attributes of TrainingConfig
-    epochs = 30
+    seed = 0
 
 Paths are relative to the file's folder. Everything in it that can be wrong is found before a sentence is embedded.
 """
@@ -43,8 +43,11 @@ from ..training.settings import TrainingConfig, combine
 TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
 """One cluster is the mean of the words: on small sets of sentence encoders' words no more was better."""
 
-MODEL = {"use_ce": "", "mimic_ce_dims": True, "shared_dim": 1024}
-"""What was best on validation videos of a small data set, see benchmarks/README.md."""
+MODEL = {"use_ce": "", "mimic_ce_dims": True, "shared_dim": 512}
+"""What was best on validation videos of small data sets, see benchmarks/NOTES.md; `shared_dim` is of each member."""
+
+SEQUENCE = {"clusters": 1}
+"""One cluster is the mean of the tokens. Models with more cannot be joined to one (`training.members`)."""
 
 TEST = "test"
 """The split that is evaluated where the file names none."""
@@ -184,14 +187,21 @@ class Run:
         """
         model = MODEL | dict(self.model)
         text = TEXT | dict(model.pop("text", {})) | {"dim": text_dim}
-        return replace(config_for(features, text, **model), standardise=True)
+        given = dict(model.pop("experts", {}))
+        sequences = {name: SEQUENCE for name, x in features.experts.items() if isinstance(x, list)}
+        experts = sequences | {name: sequences.get(name, {}) | dict(said) for name, said in given.items()}
+        return replace(config_for(features, text, experts, **model), standardise=True)
 
-    def embed(self, videos: TrainingVideos) -> tuple[CaptionedVideos, CaptionedVideos | None]:
-        """Training and validation videos with the token embeddings of their captions."""
+    def embed(self, videos: TrainingVideos) -> tuple[CaptionedVideos, CaptionedVideos | None, CaptionedVideos | None]:
+        """Training and validation videos with the token embeddings of their captions, and, where a share is held out,
+        both together.
+        """
         whole = self._embed(videos.described)
         if videos.validation is not None:
-            return whole, self._embed(videos.validation)
-        return whole[videos.rows], None if videos.held_out is None else whole[videos.held_out]
+            return whole, self._embed(videos.validation), None
+        if videos.held_out is None:
+            return whole[videos.rows], None, None
+        return whole[videos.rows], whole[videos.held_out], whole
 
     def dataset(self, split: str | list[str], config: CEConfig | None = None) -> CaptionedVideos:
         """The videos of a split with their captions. `config` is a model's, which the features are checked against."""

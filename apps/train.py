@@ -11,6 +11,7 @@ from pathlib import Path
 from ..base.dependencies import extra
 from ..hub.device import resolve_device
 from ..training.loop import TrainingResult, train
+from ..training.model_card import EVALUATION, write_card
 from ..training.run_folder import STATE, delete_run
 from ..training.settings import check_trainable
 from .run_file import Run, add_run_arguments
@@ -46,10 +47,15 @@ def train_run(
     config = run.config(features, run.sentence_encoder.dim)
     if _reports():
         print(f"{features.summary()}\n\nmodel {json.dumps(config.to_dict())}\n", flush=True)
-    dataset, validation = run.embed(videos)
+    dataset, validation, every = run.embed(videos)
     if overwrite:
         delete_run(run.folder)
-    return train(config, run.training, dataset, validation, checkpoint if resume else None, device=device)
+    resumed = checkpoint if resume else None
+    result = train(config, run.training, dataset, validation, resumed, device=device, refit_dataset=every)
+    if _reports():
+        (run.folder / EVALUATION).unlink(missing_ok=True)  # of other weights
+        write_card(run.folder)
+    return result
 
 
 def _check_folder(checkpoint: Path, resume: bool, overwrite: bool) -> None:
@@ -83,6 +89,6 @@ def run_command(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("continue with --resume") from None
     if _reports():
-        print(result.evaluation or f"trained {result.best_epoch} epochs")
-        print(f"best weights, of epoch {result.best_epoch}: {result.weights_path}")
+        print(result.evaluation or f"trained {result.best_step} steps")
+        print(f"weights, of {result.best_step} steps: {result.weights_path}")
     return 0

@@ -2,7 +2,7 @@
 
 The loss is the paper's or contrastive (`losses`), over the scores of a batch of videos with one caption each. Beyond
 the paper, features are standardised by the statistics of the training set, inputs are dropped at random (`objective`),
-and the weights that are kept are a moving average.
+and the weights that are kept are a moving average. Validation finds the number of steps (`schedule`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ from torch import Tensor
 from ..base.config import CEConfig
 from ..base.dependencies import extra
 from ..model.cenet import CEModel, initial_state, meta_model
+from ..model.checkpoint import read_weights
 from ..retrieval.evaluation import Evaluation
+from .bank import choose_beta, make_bank
 from .data import CaptionedVideos, VideoTensors
-from .objective import Objective
-from .optimiser import learning_rate, make_fabric, make_optimiser, update_average
+from .encoder import EncoderIdentity
+from .members import can_join, join
+from .objective import Objective, fixed_parameters
+from .optimiser import make_fabric, make_optimiser, update_average
 from .provenance import run_identity, weights_notes
 from .run_folder import BEST, RunFolder, read_state
+from .schedule import Schedule, plan, repeat
 from .settings import TrainingConfig, fit_settings
-from .validation import evaluate_model, from_columns, to_columns
+from .validation import MOST_CAPTIONS, evaluate_model, from_columns, to_columns
 
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]
 """Features, availability and tokens, as from `VideoTensors.batch`."""
@@ -39,14 +44,17 @@ class TrainingResult:
     """The outcome of a run.
 
     Attributes:
-        weights_path: the weights of the best epoch, a file that an operator loads.
-        best_epoch: the number of that epoch, from 1.
-        evaluation: its figures on the validation set, None without one.
-        history: the rows of `metrics.csv`, one an epoch.
+        weights_path: the weights, a file that an operator loads: those of the best validation, or, after a refit, those
+            that were trained for as many steps on all videos.
+        best_epoch: the number of the best validation's epoch, from 1.
+        best_step: the number of its step, from 1.
+        evaluation: its figures on the validation set, None without one. A refit is not validated.
+        history: the rows of `metrics.csv`, one a validation, or one an epoch without.
     """
 
     weights_path: Path
     best_epoch: int
+    best_step: int
     evaluation: Evaluation | None
     history: list[dict[str, float]]
 
@@ -59,16 +67,20 @@ def train(
     resume: str | Path | None = None,
     weights: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
+    refit_dataset: CaptionedVideos | None = None,
 ) -> TrainingResult:
-    """Fit a model, and write into `settings.folder` after every epoch.
+    """Fit a model, and write into `settings.folder` as training goes on.
 
     Args:
         config: the model. Its `standardise` decides whether raw features are standardised by the training set.
-        eval_dataset: the validation videos, by which the best epoch is chosen. None keeps the last epoch.
+        eval_dataset: the validation videos, by which the number of steps is found, or the best epoch of a given number
+            is chosen. None keeps the last weights.
         resume: the `last.ckpt` of an interrupted run with the same data and settings, which is continued as if it had
-            not been interrupted. `epochs` and `patience` may differ.
+            not been interrupted. `epochs`, `steps` and `patience` may differ.
         weights: all parameters to start from. None starts from seeded initial ones and learns the features' mean and
             deviation.
+        refit_dataset: the videos of both sets. Where validation finds the number of steps, and unless `settings.refit`
+            is False, the weights are then trained anew on these.
 
     Raises:
         TypeError, ValueError: data that does not fit, an expert that no video has, fewer than two videos, a loss that
@@ -77,85 +89,165 @@ def train(
     Warns:
         UserWarning: `batch_size` is larger than the training set, and lowered.
     """
-    run = _Run(config, settings, train_dataset, eval_dataset, weights, torch.device(device))
-    if resume is not None:
-        run.resume(Path(resume))
-    return run.train()
+    device = torch.device(device)
+    data = VideoTensors(train_dataset, config, "train_dataset")
+    validation = None if eval_dataset is None else VideoTensors(eval_dataset, config, "eval_dataset")
+    settings = fit_settings(settings, config, len(data), device)
+    identity = run_identity(config, settings, data, validation)
+    state = None if resume is None else _read_run(Path(resume), identity)
+    schedule = plan(settings, len(data), validation and (len(validation), min(MOST_CAPTIONS, len(validation.tokens))))
+    fabric = make_fabric(settings, device)
+    run = _Run(config, settings, schedule, fabric, data, validation, weights)
+    run.encoder, run.identity = train_dataset.encoder, identity
+    if state is not None and fabric.is_global_zero:
+        run.folder.copy_best(Path(resume))
+    refit = settings.refit and schedule.found and refit_dataset is not None
+    search = state and state["search"]
+    if search is None:
+        run.load(state)
+        run.train()
+        search = {"best": run.best, "history": run.history}
+    if refit:
+        search |= {"members": search.get("members", [])}
+        every = VideoTensors(refit_dataset, config, "refit_dataset")
+        _refit(run, every, search, weights, state if state and state["search"] else None)
+    return _result(run.folder, search, validated=validation is not None)
+
+
+def _refit(
+    run: _Run,
+    data: VideoTensors,
+    search: dict[str, Any],
+    weights: Mapping[str, Tensor] | None,
+    state: Mapping[str, Any] | None,
+) -> None:
+    """Train the members on all videos for as long as the search found best, and write the model that joins them.
+
+    Args:
+        run: the search.
+        search: its best validation and history, and the weights of the members that are trained already.
+        state: that of an interrupted member.
+    """
+    config, settings, fabric, members = run.config, run.settings, run.fabric, search["members"]
+    count = settings.members if weights is None and can_join(config) else 1
+    schedule = repeat(search["best"]["step"], len(data), settings.batch_size)
+    while len(members) < count:
+        seeded = replace(settings, seed=settings.seed + len(members))
+        member = _Run(config, seeded, schedule, fabric, data, None, weights, search)
+        member.identity = run.identity
+        member.load(state)
+        member.train()
+        members.append(_copy(member.average))
+        state = None
+    if fabric.is_global_zero:
+        joined, config = join(members, config)
+        row = _row_of(search)
+        notes = weights_notes(config, settings, data, run.encoder, row)
+        run.folder.write_best(joined, config, notes | {"refit": {"steps": schedule.steps, "members": count}})
+        run.folder.write_bank(make_bank(_model_of(joined, config, fabric.device), data, search["best"]["beta"]))
+    fabric.barrier()
+
+
+def _row_of(search: Mapping[str, Any]) -> dict[str, float]:
+    """The row of the best validation."""
+    return next(row for row in search["history"] if row["step"] == search["best"]["step"])
+
+
+def _model_of(weights: Mapping[str, Tensor], config: CEConfig, device: torch.device) -> CEModel:
+    model = meta_model(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    return model.to(device).eval()
+
+
+def _read_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an interrupted run. Raises as `read_state`, and ValueError for another run's."""
+    state = read_state(path)
+    before = state["identity"]
+    changed = [f"{key} is {now}, was {before.get(key)}" for key, now in identity.items() if before.get(key) != now]
+    if changed:
+        raise ValueError(f"{path}: expected a checkpoint of this run, got one of another run: {'; '.join(changed)}")
+    return state
+
+
+def _result(folder: RunFolder, search: Mapping[str, Any], validated: bool) -> TrainingResult:
+    best, history = search["best"], search["history"]
+    evaluation = from_columns(_row_of(search)) if validated else None
+    return TrainingResult(folder.path / BEST, best["epoch"], best["step"], evaluation, history)
 
 
 class _Run:
-    """The state of a training run, and its steps."""
+    """The state of a training run, or of its refit, and its steps.
+
+    Attributes:
+        search: of a refit's member, the best validation and the history of the search, and the members before it.
+    """
 
     def __init__(
         self,
         config: CEConfig,
         settings: TrainingConfig,
-        train_dataset: CaptionedVideos,
-        eval_dataset: CaptionedVideos | None,
+        schedule: Schedule,
+        fabric: Any,
+        data: VideoTensors,
+        validation: VideoTensors | None,
         weights: Mapping[str, Tensor] | None,
-        device: torch.device,
+        search: dict[str, Any] | None = None,
     ) -> None:
-        self.config = config
-        self.data = VideoTensors(train_dataset, config, "train_dataset")
-        self.validation = VideoTensors(eval_dataset, config, "eval_dataset") if eval_dataset is not None else None
-        self.settings = settings = fit_settings(settings, config, len(self.data), device)
-        self.encoder = train_dataset.encoder
-        self._identity = run_identity(config, settings, self.data, self.validation)  # once: it reads all data
-        statistics = self.data.statistics(config)
+        self.config, self.settings, self.schedule, self.fabric = config, settings, schedule, fabric
+        self.data, self.validation, self.search = data, validation, search
+        self.encoder: EncoderIdentity | None = None
+        self.identity: dict[str, Any] = {}
+        statistics = data.statistics(config)
         if weights is None:
             weights = initial_state(config, seed=settings.seed) | (statistics if config.standardise else {})
+            weights |= {name: torch.zeros_like(weights[name]) for name in fixed_parameters(config)}
         self.folder = RunFolder(Path(settings.folder))
-        self.fabric = make_fabric(settings, device)
         objective = Objective(config, settings, weights)
         self.optimizer = make_optimiser(objective, settings)
-        self.objective, self.optimizer = self.fabric.setup(objective, self.optimizer)
-        if self.fabric.world_size > 1:
-            objective.gather = lambda part: self.fabric.all_gather(part, sync_grads=True).flatten(0, 1)
+        self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
+        if fabric.world_size > 1:
+            objective.gather = lambda part: fabric.all_gather(part, sync_grads=True).flatten(0, 1)
         self.average = {name: x.detach().clone() for name, x in objective.model.state_dict().items()}
         self.epoch, self.step = 0, 0
         self.history: list[dict[str, float]] = []
-        self.best = {"epoch": 0, "score": -1.0}
+        self.best = {"epoch": 0, "step": 0, "score": -1.0}
+        self.best_weights: dict[str, Tensor] | None = None
+        """The best weights while they are not written yet."""
 
     @property
     def model(self) -> CEModel:
         return self.objective.module.model
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.data) // self.settings.batch_size
-
-    def train(self) -> TrainingResult:
+    def train(self) -> None:
+        """Train to the end of the schedule."""
         tqdm = extra("tqdm", "training").tqdm
-        main, epochs = self.fabric.is_global_zero, self.settings.epochs
-        if main:
+        main, schedule, is_refit = self.fabric.is_global_zero, self.schedule, self.search is not None
+        if main and not is_refit:
             self.folder.open(first_epoch=self.epoch + 1)
-        with tqdm(total=epochs, initial=self.epoch, unit=" epochs", desc="training", disable=not main) as bar:
-            while self.epoch < epochs and not self._is_patience_over():
-                row = self.fabric.broadcast(self._run_epoch())  # the first process' figures count for all
-                is_best = self._note(row)
+        name = "training on all videos" if is_refit else "training"
+        with tqdm(total=schedule.steps, initial=self.step, unit=" steps", desc=name, disable=not main) as bar:
+            while not schedule.is_over(self.step, self.best["step"]):
+                row = self.fabric.broadcast(self._run_round())  # the first process' figures count for all
+                self._note(row)
                 if main:
-                    self._write(row, is_best)
+                    self._write(is_last=schedule.is_over(self.step, self.best["step"]))
                 self.fabric.barrier()
                 bar.set_postfix({key: f"{row[key]:.3g}" for key in ("loss", "geometric_mean") if key in row})
-                bar.update()
-        if main:
+                bar.update(self.step - bar.n)
+        if main and not is_refit:
+            self._write_bank()
             self.folder.close(self.history)
         self.fabric.barrier()
-        best_row = self.history[self.best["epoch"] - 1]
-        evaluation = from_columns(best_row) if self.validation is not None else None
-        return TrainingResult(self.folder.path / BEST, self.best["epoch"], evaluation, self.history)
 
-    def _is_patience_over(self) -> bool:
-        patience = self.settings.patience
-        return self.validation is not None and 0 < patience <= self.epoch - self.best["epoch"]
-
-    def _run_epoch(self) -> dict[str, float]:
-        """Pass once over the training videos, and validate. Returns a row of `metrics.csv`."""
-        start = time.perf_counter()
-        losses = [self._run_step(*batch) for batch in self._batches()]
-        self.epoch += 1
+    def _run_round(self) -> dict[str, float]:
+        """Pass over the training videos, once or more often, and validate. Returns a row of `metrics.csv`."""
+        start, losses = time.perf_counter(), []
+        for _ in range(self.schedule.epochs_per_round):
+            losses += [self._run_step(*batch) for batch in self._batches()]
+            self.epoch += 1
         row = {
             "epoch": self.epoch,
+            "step": self.step,
             "loss": float(np.mean(losses)),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": time.perf_counter() - start,
@@ -163,7 +255,7 @@ class _Run:
         return row | (to_columns(self._validate()) if self.validation is not None else {})
 
     def _batches(self) -> Iterator[Batch]:
-        """This process' part of each batch.
+        """This process' part of each batch of an epoch. Some videos come twice where the last batch is to be full.
 
         Order, captions and dropout follow from the seed and the epoch alone. A resumed run therefore goes on as the
         interrupted one would have.
@@ -174,16 +266,16 @@ class _Run:
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(np.random.default_rng([settings.seed, self.epoch, rank]).integers(2**62)))
-            for k in range(self.steps_per_epoch):
-                videos = order[k * settings.batch_size : (k + 1) * settings.batch_size]
+            for k in range(min(self.schedule.steps_per_epoch, self.schedule.steps - self.step)):
+                places = np.arange(k * settings.batch_size, (k + 1) * settings.batch_size)
+                videos = order[places % len(order)]
                 caption_rows = self.data.one_caption_each(videos, rng)
                 yield self.data.batch(videos[rank::world], caption_rows[rank::world])
 
     def _run_step(self, features: dict[str, Tensor], available: Tensor, tokens: Tensor) -> float:
         self.objective.train()
-        steps = self.settings.epochs * self.steps_per_epoch
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings.learning_rate, self.step, steps)
+            group["lr"] = self.schedule.learning_rate(self.settings.learning_rate, self.step)
         loss = self.objective(*self.fabric.to_device((features, available, tokens)))
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -199,32 +291,46 @@ class _Run:
 
     def _validate(self) -> Evaluation:
         """Figures of the averaged weights."""
-        model = meta_model(self.config)
-        model.load_state_dict({name: x.clone() for name, x in self.average.items()}, strict=False, assign=True)
-        return evaluate_model(model.to(self.fabric.device), self.validation)
+        return evaluate_model(_model_of(_copy(self.average), self.config, self.fabric.device), self.validation)
 
-    def _note(self, row: dict[str, float]) -> bool:
-        """Add an epoch to the history. Returns True if it is the best so far."""
+    def _note(self, row: dict[str, float]) -> None:
+        """Add a row to the history, and keep the weights if they are the best so far."""
         self.history.append(row)
-        score = row.get("geometric_mean", float(self.epoch))  # without validation, the last is the best
-        is_best = score > self.best["score"]
-        if is_best:
-            self.best = {"epoch": self.epoch, "score": score}
-        return is_best
+        score = row.get("geometric_mean", float(self.step))  # without validation, the last is the best
+        if score > self.best["score"]:
+            self.best = {"epoch": self.epoch, "step": self.step, "score": score}
+            self.best_weights = self.average if self.validation is None else _copy(self.average)
 
-    def _write(self, row: dict[str, float], is_best: bool) -> None:
-        """Write the weights if they are the best so far, then the state to resume from, and the figures."""
-        if is_best:
-            notes = weights_notes(self.config, self.settings, self.data, self.encoder, row)
-            self.folder.write_best(self.average, self.config, notes)
-        self.folder.write_state(self._state())
-        self.folder.write_metrics(self.history)
+    # --- files --------------------------------------------------------------------------------------------
 
-    # --- resume -------------------------------------------------------------------------------------------
+    def _write(self, is_last: bool) -> None:
+        """Write the figures, and, as often as costs a tenth of the time, the best weights and the state to resume from.
+
+        Those of the search stay until all members of a refit are trained.
+        """
+        if self.search is None:
+            self.folder.write_metrics(self.history)
+        if not (is_last or self.folder.state_is_due()):
+            return
+        with self.folder.timed_state():
+            if self.best_weights is not None and self.search is None:
+                row = _row_of({"best": self.best, "history": self.history})
+                notes = weights_notes(self.config, self.settings, self.data, self.encoder, row)
+                self.folder.write_best(self.best_weights, self.config, notes)
+                self.best_weights = None
+            self.folder.write_state(self._state())
+
+    def _write_bank(self) -> None:
+        """Choose the beta of the query bank of the best weights, and write the bank."""
+        weights = dict(read_weights(self.folder.path / BEST))
+        model = _model_of(weights, self.config, self.fabric.device)
+        self.best["beta"] = choose_beta(model, self.data, self.validation)
+        self.folder.write_bank(make_bank(model, self.data, self.best["beta"]))
 
     def _state(self) -> dict[str, Any]:
         return {
-            "identity": self._identity,
+            "identity": self.identity,
+            "search": self.search,
             "objective": self.objective.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -235,13 +341,10 @@ class _Run:
             "history": self.history,
         }
 
-    def resume(self, path: Path) -> None:
-        """Take the state of an interrupted run. Raises as `read_state`, and ValueError for another run's."""
-        state = read_state(path)
-        before, now = state["identity"], self._identity
-        changed = [f"{key} is {now[key]}, was {before.get(key)}" for key in now if before.get(key) != now[key]]
-        if changed:
-            raise ValueError(f"{path}: expected a checkpoint of this run, got one of another run: {'; '.join(changed)}")
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Take the state that `_state` gave; None leaves the run at its start."""
+        if state is None:
+            return
         self.objective.module.load_state_dict(state["objective"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
@@ -249,5 +352,7 @@ class _Run:
             self.average[name].copy_(x)
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.history = state["history"]
-        if self.fabric.is_global_zero:
-            self.folder.copy_best(path)
+
+
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in weights.items()}

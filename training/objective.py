@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..base.config import CEConfig
 from ..model.cenet import meta_model
 from .losses import batch_scores, info_nce, max_margin
+from .members import has_fixed_centre
 from .settings import TrainingConfig
 
 
@@ -25,8 +26,9 @@ class Objective(nn.Module):
         self.model = meta_model(config)
         # Not strict: load_state_dict trips over the names of experts with a dot. The names are our own.
         self.model.load_state_dict({name: x.clone() for name, x in state.items()}, strict=False, assign=True)
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(True)
+        fixed = fixed_parameters(config)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in fixed)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         self._settings = settings
         self.gather: Callable[[Tensor], Tensor] | None = None
@@ -58,6 +60,12 @@ class Objective(nn.Module):
             return x.masked_fill(dropped, 0)
         dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
         return torch.where(dropped, self.model.standardise._modules[name].mean, x)
+
+
+def fixed_parameters(config: CEConfig) -> set[str]:
+    """The names of parameters that stay 0: the centres of NetVLADs of one cluster (`has_fixed_centre`)."""
+    sides = {f"pooling.{expert.name}": expert for expert in config.experts} | {"text_pooling": config.text}
+    return {f"{name}.clusters2" for name, side in sides.items() if has_fixed_centre(side)}
 
 
 def drop_experts(available: Tensor, rate: float) -> Tensor:

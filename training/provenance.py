@@ -15,7 +15,7 @@ from .data import VideoTensors
 from .encoder import EncoderIdentity
 from .settings import TrainingConfig
 
-FREE_TO_CHANGE = ("folder", "epochs", "patience")
+FREE_TO_CHANGE = ("folder", "steps", "epochs", "patience", "refit", "members")
 """Settings that may differ in a resumed run."""
 
 PACKAGES = ("torch", "towhee", "towhee.models", "numpy")

@@ -1,7 +1,9 @@
 """The folder of a training run.
 
-- `best.safetensors`: the weights of the best epoch, which an operator loads
-- `last.ckpt`: the state after the last epoch, to resume from
+- `best.safetensors`: the best weights, which an operator loads
+- `bank.safetensors`: their query bank (`bank`)
+- `last.ckpt`: a state to resume from, the last one at the end of a run
+- `README.md`: the model card (`model_card`)
 - `metrics.csv`, TensorBoard's events, `curve.png`: the figures of every epoch
 """
 
@@ -9,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,19 @@ from ..base.config import CEConfig
 from ..base.dependencies import extra
 from ..base.files import replacing
 from ..model.checkpoint import write_weights
+from ..retrieval.normalise import QueryBank
+from .bank import write_bank
 
 BEST = "best.safetensors"
+BANK = "bank.safetensors"
 STATE = "last.ckpt"
 METRICS = "metrics.csv"
+CARD = "README.md"
 CURVE = "curve.png"
 EVENTS = "events.out.tfevents.*"
+
+STATE_SHARE = 0.1
+"""Share of the time that writing states may take."""
 
 PLOTTED_FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "geometric_mean": "geometric mean"}
 
@@ -35,6 +46,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._state_seconds = 0.0
+        self._state_written = time.perf_counter()
 
     def open(self, first_epoch: int) -> None:
         """Make the folder, and begin the events with this epoch."""
@@ -44,6 +57,21 @@ class RunFolder:
 
     def write_best(self, weights: Mapping[str, Tensor], config: CEConfig, notes: Mapping[str, Any]) -> None:
         write_weights(self.path / BEST, {name: x.detach().cpu() for name, x in weights.items()}, config, notes)
+
+    def write_bank(self, bank: QueryBank) -> None:
+        write_bank(self.path / BANK, bank)
+
+    def state_is_due(self) -> bool:
+        """True once the time since the last state is long beside the time that it took to write it."""
+        return (time.perf_counter() - self._state_written) * STATE_SHARE >= self._state_seconds
+
+    @contextmanager
+    def timed_state(self) -> Iterator[None]:
+        """Measures what writing a state costs."""
+        start = time.perf_counter()
+        yield
+        self._state_written = time.perf_counter()
+        self._state_seconds = self._state_written - start
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         with replacing(self.path / STATE) as temporary:
@@ -74,7 +102,7 @@ class RunFolder:
 
 def delete_run(path: Path) -> None:
     """Delete the files of a training run, and nothing else that lies in its folder."""
-    for pattern in (BEST, STATE, METRICS, CURVE, EVENTS):
+    for pattern in (BEST, BANK, STATE, METRICS, CURVE, CARD, EVENTS):
         for file in path.glob(pattern):
             file.unlink()
 
@@ -95,7 +123,7 @@ def read_state(path: Path) -> dict[str, Any]:
         # A damaged file raises whatever its bytes happen to mean.
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(f"{path}: not a complete training checkpoint: {reason}") from None
-    return state | {"identity": dict(identity)}
+    return {"search": None} | state | {"identity": dict(identity)}
 
 
 def _draw(history: list[dict[str, float]], path: Path) -> None:

@@ -15,15 +15,18 @@ from ..retrieval.evaluation import Evaluation, RetrievalMetrics, evaluate
 from .data import VideoTensors
 
 ROWS_AT_ONCE = 256
+MOST_CAPTIONS = 1000
+"""Captions that are evaluated. Of more, as many are taken evenly."""
+
 VIDEO_TO_TEXT = "video_to_text_"
 """Prefix of the columns of that direction. Those of text to video have none."""
 
 
 def evaluate_model(model: CEModel, data: VideoTensors) -> Evaluation:
-    """Figures of all videos and captions of a set, in evaluation mode."""
+    """Figures of a set's videos and captions, in evaluation mode; of more than 1,000 captions, of so many."""
     model.eval()
-    text, video = _embed(model, data)
-    return evaluate(text, video, data.targets)
+    captions = some_captions(data, MOST_CAPTIONS)
+    return evaluate(embed_texts(model, data, captions), embed_videos(model, data), data.targets[captions])
 
 
 def to_columns(evaluation: Evaluation) -> dict[str, float]:
@@ -41,21 +44,34 @@ def from_columns(row: Mapping[str, float]) -> Evaluation:
     )
 
 
+def some_captions(data: VideoTensors, most: int) -> np.ndarray:
+    """The rows of all captions, or of as many as these, taken evenly."""
+    count = len(data.tokens)
+    if count <= most:
+        return np.arange(count)
+    return np.linspace(0, count - 1, most).round().astype(np.int64)
+
+
 @torch.no_grad()
-def _embed(model: CEModel, data: VideoTensors) -> tuple[TextEmbeddings, VideoEmbeddings]:
+def embed_videos(model: CEModel, data: VideoTensors) -> VideoEmbeddings:
+    """Embeddings of all videos of a set."""
     names, device = model.config.expert_names, next(model.parameters()).device
-    videos = [
+    parts = [
         model.encode_video(
             {name: data.features[name][rows].to(device) for name in names}, data.available[rows].to(device)
         )
         for rows in slices(len(data), ROWS_AT_ONCE)
     ]
-    texts = [
-        model.encode_text(torch.from_numpy(np.asarray(data.tokens[rows], dtype=np.float32)).to(device))
-        for rows in slices(len(data.tokens), ROWS_AT_ONCE)
+    return VideoEmbeddings({name: torch.cat([embds[name] for embds in parts]) for name in names}, data.available)
+
+
+@torch.no_grad()
+def embed_texts(model: CEModel, data: VideoTensors, captions: np.ndarray) -> TextEmbeddings:
+    """Embeddings of the captions in these rows."""
+    device = next(model.parameters()).device
+    parts = [
+        model.encode_text(torch.from_numpy(np.asarray(data.tokens[captions[rows]], dtype=np.float32)).to(device))
+        for rows in slices(len(captions), ROWS_AT_ONCE)
     ]
-    text = TextEmbeddings(
-        {name: torch.cat([embds[name] for embds, _ in texts]) for name in names},
-        torch.cat([weights for _, weights in texts]),
-    )
-    return text, VideoEmbeddings({name: torch.cat([embds[name] for embds in videos]) for name in names}, data.available)
+    embds = {name: torch.cat([embds[name] for embds, _ in parts]) for name in model.config.expert_names}
+    return TextEmbeddings(embds, torch.cat([weights for _, weights in parts]))

@@ -87,10 +87,10 @@ def test_train_and_evaluate(folder, capsys):
     assert page.count("<section class='query'>") == 6
     assert page.count("the right one") >= 6
     printed = capsys.readouterr().out
-    (folder / "run").rename(folder / "moved")  # the weights are all that is needed
+    (folder / "run").rename(folder / "moved")  # the weights and their bank are all that is needed
     assert main(["evaluate", str(folder / "run.toml"), "--weights", str(folder / "moved" / "best.safetensors")]) == 0
     assert capsys.readouterr().out == printed
-    names = ["all experts", "only motion", "only sound", "without motion", "without sound"]
+    names = ["all experts", "all, with bank", "only motion", "only sound", "without motion", "without sound"]
     rows = printed.splitlines()[2:-1]
     assert [row[: max(map(len, names))].rstrip() for row in rows] == names
     assert printed.splitlines()[-1] == "32 captions, 16 videos; recalls in percent"
@@ -107,7 +107,24 @@ def test_train_and_evaluate(folder, capsys):
 
 def split_training(path):
     content = run.Run.read(path)
-    return content.embed(content.read_training())
+    return content.embed(content.read_training())[:2]
+
+
+def test_the_model_card_says_what_the_run_found(folder):
+    path = folder / "run.toml"
+    train_run(path)
+    card = (folder / "run" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: collaborative-experts\n")
+    assert "36 videos with 72 captions" in card
+    assert "| sound | 6 | sequence | " in card
+    assert "Sentence encoder: numbers. Loss: infonce." in card
+    assert "| validation videos, text to video | " in card
+    found = evaluate_run(path)
+    card = (folder / "run" / "README.md").read_text()
+    assert "validation videos" not in card
+    for name, result in found.items():
+        for way, x in (("text to video", result.text_to_video), ("video to text", result.video_to_text)):
+            assert f"| {name}, {way} | {x.r1:.1f} | {x.r5:.1f} | {x.r10:.1f} | {x.median_rank:.1f} |" in card
 
 
 def test_validation_videos_are_held_out_by_the_seed(folder):
@@ -334,14 +351,14 @@ def test_init_writes_a_run_file(folder, capsys, monkeypatch):
     assert len(found.read_training().rows) == 41
     assert main(["init", "features", "captions.csv", "--to", "runs/first.toml"]) == 1
     assert "runs/first.toml: exists already" in capsys.readouterr().err
-    # Every setting is there, with its default.
+    # Every setting is there, with its default, if it has one.
     (folder / "runs" / "first.toml").write_text(re.sub(r"^# (?=[a-z_]+ = )", "", written, flags=re.MULTILINE))
     every = run.Run.read("runs/first.toml")
     assert every.training == found.training
     assert every.model == run.MODEL | {"text": run.TEXT}
     assert every.encoder == BUNDLED_MODEL
     for setting in fields(TrainingConfig):
-        assert setting.name == "folder" or re.search(rf"^# {setting.name} = .+  # \S", written, flags=re.MULTILINE)
+        assert setting.name == "folder" or re.search(rf"^# +{setting.name} = .+  # \S", written, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(

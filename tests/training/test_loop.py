@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 import collaborative_experts as package
 from collaborative_experts import CaptionedVideos, CEConfig, Features, TrainingConfig
 from collaborative_experts.model.cenet import initial_state
-from collaborative_experts.model.checkpoint import read_notes
+from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
 from collaborative_experts.retrieval.similarity import similarity
-from collaborative_experts.training import loop
+from collaborative_experts.training import loop, run_folder, schedule, validation
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.losses import MARGIN, batch_scores, info_nce, max_margin
 from collaborative_experts.training.objective import Objective, drop_experts
 from collaborative_experts.training.settings import combine
+from collaborative_experts.training.validation import evaluate_model
 from helpers import QUICK, TRAINABLE, captioned, untrained
 
 
@@ -124,11 +125,11 @@ def test_40_percent_missing_and_what_is_left_in_the_folder(tmp_path):
     assert losses(result)[-1] < losses(result)[0]
     assert result.evaluation.text_to_video.r10 > 2 * 100 * 10 / 24 * 0.7
     found = {path.name for path in tmp_path.iterdir() if not path.name.startswith("events")}
-    assert found == {"best.safetensors", "last.ckpt", "metrics.csv", "curve.png"}
+    assert found == {"best.safetensors", "bank.safetensors", "last.ckpt", "metrics.csv", "curve.png"}
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + 12
-    assert lines[0].startswith("epoch,loss,learning_rate,seconds,video_to_text_r1")
+    assert lines[0].startswith("epoch,step,loss,learning_rate,seconds,video_to_text_r1")
     assert any(path.name.startswith("events") for path in tmp_path.iterdir())
     notes = read_notes(result.weights_path)
     assert notes["training"]["seed"] == 0
@@ -214,6 +215,7 @@ def _interrupt(settings, data, validation, folder, epochs):
     plain, op = loop._Run._run_step, untrained()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "_run_step", step)
+        patch.setattr(run_folder, "STATE_SHARE", math.inf)
         with pytest.raises(KeyboardInterrupt):
             op.train(settings, data, validation, folder=str(folder))
 
@@ -229,8 +231,10 @@ def test_resuming_into_another_folder_brings_the_best_weights(tmp_path):
 KILLED = """
 import os, signal, sys, torch
 sys.path.insert(0, {tests!r})
-from collaborative_experts.training import loop as training
+from collaborative_experts.training import run_folder
 from helpers import QUICK, captioned, untrained
+
+run_folder.STATE_SHARE = float("inf")
 
 plain, saved = torch.save, []
 
@@ -272,6 +276,127 @@ def test_patience_ends_a_run_that_does_not_get_better(tmp_path):
     assert result.best_epoch == len(result.history) - 3
     best = max(result.history, key=lambda row: row["geometric_mean"])
     assert best["epoch"] == result.best_epoch
+
+
+SEARCH = {"batch_size": 8, "learning_rate": 3e-3}
+
+
+def test_validation_finds_the_steps_and_all_videos_are_trained_on_for_as_many(tmp_path):
+    data = captioned(40)
+    part, held_out = data[:30], data[30:]
+    result = loop.train(*_arguments(SEARCH, tmp_path), part, held_out, refit_dataset=data)
+    scores = [row["geometric_mean"] for row in result.history]
+    best = scores.index(max(scores))
+    assert result.best_step == result.history[best]["step"]
+    last = result.history[-1]["step"]
+    assert last >= 1.5 * result.best_step  # half as many again brought nothing better
+    assert {row["learning_rate"] for row in result.history if row["step"] > 10} == {3e-3}
+    notes = read_notes(result.weights_path)
+    assert notes["refit"] == {"steps": round(1.5 * result.best_step), "members": 1}  # sound has two clusters
+    assert notes["data"]["videos"] == 40
+    assert notes["metrics"]["geometric_mean"] == pytest.approx(max(scores), abs=1e-6)
+    mean = load_file(result.weights_path)["standardise.motion.mean"]
+    np.testing.assert_allclose(mean, data.features.experts["motion"].mean(0), rtol=1e-5)
+    kept = loop.train(*_arguments(SEARCH | {"refit": False}, tmp_path / "kept"), part, held_out, refit_dataset=data)
+    assert kept.history == _without_seconds(kept.history, result.history)
+    notes = read_notes(kept.weights_path)
+    assert notes["data"]["videos"] == 30
+    assert "refit" not in notes
+
+
+def _arguments(settings, folder):
+    return replace(TRAINABLE, standardise=True), combine(settings, {"folder": str(folder)})
+
+
+def _without_seconds(history, other):
+    """`other` with the seconds of `history`."""
+    return [row | {"seconds": mine["seconds"]} for row, mine in zip(other, history, strict=True)]
+
+
+@pytest.mark.parametrize("interrupted_at", [5, 30, 60])
+def test_a_resumed_search_and_refit_are_the_uninterrupted_ones(tmp_path, monkeypatch, interrupted_at):
+    """Step 5 is of the search, of 20 steps, step 30 of the first of two members, step 60 of the second."""
+    monkeypatch.setattr(run_folder, "STATE_SHARE", math.inf)
+    monkeypatch.setattr(schedule, "MOST_STEPS", 20)
+    monkeypatch.setattr(schedule, "MOST_EPOCHS", 1)
+    monkeypatch.setattr(schedule, "VALIDATION_SHARE", 1)  # after each epoch
+    data = captioned(40)
+    datasets = data[:30], data[30:]
+    config = CEConfig.from_dict(TRAINABLE.to_dict() | {"standardise": True})
+    config = replace(config, experts=(config.experts[0], replace(config.experts[1], clusters=1)))
+
+    def run(folder, *state):
+        settings = combine(SEARCH | {"members": 2}, {"folder": str(tmp_path / folder)})
+        return loop.train(config, settings, *datasets, *state, refit_dataset=data)
+
+    whole = run("whole")
+    assert 15 <= whole.best_step <= 20  # so that a member has from 22 to 30 steps
+    assert read_config(whole.weights_path) == replace(config, shared_dim=64)
+    plain, steps = loop._Run._run_step, []
+
+    def step(run, *batch):
+        steps.append(run.step)
+        if len(steps) > interrupted_at:
+            raise KeyboardInterrupt
+        return plain(run, *batch)
+
+    monkeypatch.setattr(loop._Run, "_run_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run("part")
+    monkeypatch.setattr(loop._Run, "_run_step", plain)
+    state = tmp_path / "part" / "last.ckpt"
+    search = torch.load(state, weights_only=True)["search"]
+    assert (search and len(search["members"])) == {5: None, 30: 0, 60: 1}[interrupted_at]
+    resumed = run("part", state)
+    assert resumed.history == _without_seconds(resumed.history, whole.history)
+    expected, found = load_file(whole.weights_path), load_file(resumed.weights_path)
+    for name, x in expected.items():
+        assert torch.equal(found[name], x), name
+
+
+def test_every_video_is_used_in_each_pass(tmp_path, monkeypatch):
+    seen = []
+    plain = VideoTensors.batch
+
+    def batch(self, videos, caption_rows):
+        seen.append(videos)
+        return plain(self, videos, caption_rows)
+
+    monkeypatch.setattr(VideoTensors, "batch", batch)
+    loop.train(*_arguments({"epochs": 2, "batch_size": 8}, tmp_path), captioned(21))
+    assert [len(videos) for videos in seen] == [8] * 6
+    for epoch in (seen[:3], seen[3:]):
+        assert set(np.concatenate(epoch)) == set(range(21))
+        assert all(len(set(videos)) == 8 for videos in epoch)
+
+
+def test_the_schedule_of_steps():
+    given = schedule.plan(TrainingConfig(steps=40, batch_size=8), 20, None)
+    assert (given.steps, given.steps_per_epoch, given.found) == (40, 3, False)
+    rates = [given.learning_rate(1.0, step) for step in range(40)]
+    assert rates[0] < rates[1] == max(rates)
+    assert rates[-1] < 0.01
+    assert schedule.plan(TrainingConfig(epochs=5, batch_size=8), 20, (9, 9)).steps == 15
+    assert schedule.plan(TrainingConfig(batch_size=8), 20, None).steps == schedule.DEFAULT_STEPS
+    found = schedule.plan(TrainingConfig(batch_size=256), 1000, (150, 1000))
+    steps_per_round = found.epochs_per_round * found.steps_per_epoch
+    cost = schedule.FORWARD_SHARE * (150 + 1000) / 2 / 256
+    assert cost / steps_per_round <= schedule.VALIDATION_SHARE
+    assert cost / (steps_per_round - found.steps_per_epoch) > schedule.VALIDATION_SHARE
+    assert not found.is_over(step=3 * steps_per_round, best_step=steps_per_round)
+    assert found.is_over(step=4 * steps_per_round, best_step=steps_per_round)
+    assert not found.is_over(step=14 * steps_per_round, best_step=10 * steps_per_round)
+    assert found.is_over(step=15 * steps_per_round, best_step=10 * steps_per_round)
+
+
+def test_of_many_captions_some_are_evaluated(monkeypatch):
+    data = VideoTensors(captioned(16), TRAINABLE, "data")
+    model = Objective(TRAINABLE, TrainingConfig(), initial_state(TRAINABLE, seed=0)).model
+    assert evaluate_model(model, data).text_to_video.queries == 32
+    monkeypatch.setattr(validation, "MOST_CAPTIONS", 10)
+    found = evaluate_model(model, data)
+    assert found.text_to_video.queries == 10
+    assert found.video_to_text.queries == len(set(data.targets[np.linspace(0, 31, 10).round().astype(int)]))
 
 
 def test_the_callers_data_is_not_touched(tmp_path):
@@ -321,7 +446,8 @@ from helpers import QUICK, captioned, untrained
 
 op = untrained()
 result = op.train(QUICK, captioned(64), captioned(16, seed=1), folder={folder!r}, epochs=30, devices=2, patience=4)
-print("R@10", result.evaluation.text_to_video.r10, len(result.history), result.best_epoch)
+figures = result.evaluation.text_to_video.r10, len(result.history), result.best_epoch
+sys.stdout.write("R@10 {{}} {{}} {{}}\\n".format(*figures))  # at once: the other process writes, too
 """
 
 
@@ -349,6 +475,8 @@ def test_two_processes_share_a_batch(root, tmp_path):
         ({"precision": "float16"}, ValueError, "precision: 'float16' is not for cpu; use 'bfloat16' or 'float32'"),
         ({"epochs": 0}, ValueError, "training: epochs: expected at least 1, got 0"),
         ({"epochs": 1.5}, TypeError, "training: epochs: expected an integer, got 1.5"),
+        ({"steps": 5}, ValueError, "training: expected steps or epochs, got both, 5 and 3"),
+        ({"refit": 1}, TypeError, "training: refit: expected True or False, got 1"),
         ({"seed": True}, TypeError, "training: seed: expected an integer, got True"),
         ({"expert_dropout": 1.0}, ValueError, "training: expert_dropout: expected at least 0 and below 1, got 1.0"),
         ({"learning_rate": -1}, ValueError, "training: learning_rate: expected at least 1e-12, got -1"),

@@ -1,0 +1,83 @@
+"""Query banks that training leaves beside the weights."""
+
+import numpy as np
+import pytest
+
+import collaborative_experts as package
+from collaborative_experts.apps.evaluate import ablate
+from collaborative_experts.retrieval.normalise import PUBLISHED_BETA
+from collaborative_experts.training import bank as banks
+from collaborative_experts.training.bank import BETAS, choose_beta, read_bank, write_bank
+from collaborative_experts.training.data import VideoTensors
+from helpers import QUICK, TRAINABLE, captioned, untrained
+
+
+@pytest.fixture
+def trained(tmp_path):
+    data = captioned(32)
+    op = untrained()
+    op.train(QUICK, data, captioned(16, seed=1), folder=str(tmp_path / "run"))
+    return op, data, tmp_path / "run" / "bank.safetensors"
+
+
+def test_the_bank_is_the_training_captions_by_the_written_weights(trained):
+    op, data, path = trained
+    bank = read_bank(path)
+    assert bank.text.model == op.identity
+    assert bank.beta in BETAS
+    expected = op.encode_text(np.asarray(data.tokens, dtype=np.float32))
+    for name, x in expected.embds.items():
+        np.testing.assert_allclose(bank.text.embds[name], x, atol=1e-3)  # half precision
+    np.testing.assert_allclose(bank.text.weights, expected.weights, atol=1e-5)
+
+
+def test_evaluation_with_the_bank_of_the_same_model_only(trained, tmp_path):
+    op, _, path = trained
+    test, bank = captioned(24, seed=3), read_bank(path)
+    found = ablate(op, test, bank)
+    video = op.encode_video(test.features.experts)
+    text = op.encode_text(np.asarray(test.tokens, dtype=np.float32))
+    assert found["all, with bank"] == package.evaluate(text, video, test.targets, bank=bank)
+    other = untrained()
+    other.train(QUICK, captioned(32, seed=5), folder=str(tmp_path / "other"), seed=5)
+    assert "all, with bank" not in ablate(other, test, bank)
+
+
+def test_of_many_captions_some_are_in_the_bank(monkeypatch, tmp_path):
+    monkeypatch.setattr(banks, "MOST_IN_BANK", 10)
+    untrained().train(QUICK, captioned(16), folder=str(tmp_path), epochs=1)
+    bank = read_bank(tmp_path / "bank.safetensors")
+    assert len(bank.text) == 10
+    assert bank.beta == PUBLISHED_BETA  # there was nothing to choose it by
+
+
+def test_beta_is_the_best_of_the_validation(monkeypatch):
+    scores = {5.0: 1.0, 10.0: 3.0, 20.0: 2.0, 40.0: 0.0}
+
+    class Found:
+        def __init__(self, beta):
+            self.text_to_video = self
+            self.geometric_mean = scores[beta]
+
+    monkeypatch.setattr(banks, "evaluate", lambda *_, bank: Found(bank.beta))
+    model = package.model.cenet.CEModel(TRAINABLE)
+    data = VideoTensors(captioned(8), TRAINABLE, "data")
+    assert choose_beta(model, data, data) == 10.0
+
+
+def test_banks_that_are_refused(trained, tmp_path):
+    _, _, path = trained
+    with pytest.raises(FileNotFoundError, match="bank: there is no file"):
+        read_bank(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="not a complete query bank"):
+        read_bank(path.with_name("best.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a complete query bank"):
+        read_bank(path)
+
+
+def test_a_bank_is_the_same_when_written_again(trained, tmp_path):
+    bank = read_bank(trained[2])
+    write_bank(tmp_path / "again.safetensors", bank)
+    assert (tmp_path / "again.safetensors").read_bytes() == trained[2].read_bytes()

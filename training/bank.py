@@ -1,0 +1,94 @@
+"""The query bank of a trained model: training captions that tell which videos are hubs.
+
+The bank is embedded with the final weights and kept beside them. Its beta is the one that was best for the validation
+videos, whose captions the bank does not hold while beta is chosen (`retrieval.normalise` has the method).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..base.files import replacing
+from ..model.cenet import CEModel
+from ..model.checkpoint import fingerprint
+from ..retrieval.embeddings import ModelIdentity, TextEmbeddings
+from ..retrieval.evaluation import evaluate
+from ..retrieval.normalise import PUBLISHED_BETA, QueryBank
+from .data import VideoTensors
+from .validation import MOST_CAPTIONS, embed_texts, embed_videos, some_captions
+
+MOST_IN_BANK = 2000
+"""Captions of the bank; of more, as many are taken evenly. More change the figures by less than 0.1."""
+
+BETAS = (5.0, 10.0, 20.0, 40.0)
+"""Inverse temperatures that are chosen from; 20 is the published one."""
+
+METADATA_KEY = "collaborative_experts.bank"
+
+
+def choose_beta(model: CEModel, data: VideoTensors, validation: VideoTensors | None) -> float:
+    """The beta with the best geometric mean, text to video, of the validation set; the published one without a set."""
+    if validation is None:
+        return PUBLISHED_BETA
+    asked = some_captions(validation, MOST_CAPTIONS)
+    text, video = embed_texts(model, validation, asked), embed_videos(model, validation)
+    bank = embed_texts(model, data, some_captions(data, MOST_IN_BANK))
+
+    def score(beta: float) -> float:
+        found = evaluate(text, video, validation.targets[asked], bank=QueryBank(bank, beta=beta))
+        return found.text_to_video.geometric_mean
+
+    return max(BETAS, key=score)
+
+
+def make_bank(model: CEModel, data: VideoTensors, beta: float) -> QueryBank:
+    """The bank of a data set's captions, on the CPU, with the identity of the model."""
+    text = embed_texts(model, data, some_captions(data, MOST_IN_BANK))
+    weights = {name: x.detach().cpu() for name, x in model.state_dict().items()}
+    identity = ModelIdentity(json.dumps(model.config.to_dict()), fingerprint(weights))
+    embds = {name: x.cpu() for name, x in text.embds.items()}
+    return QueryBank(TextEmbeddings(embds, text.weights.cpu(), model=identity), beta=beta)
+
+
+def write_bank(path: Path, bank: QueryBank) -> None:
+    """Write a bank with method "qb", its embeddings in half precision."""
+    tensors = {f"embds.{name}": torch.as_tensor(x).half().contiguous() for name, x in bank.text.embds.items()}
+    model = bank.text.model
+    content = {"beta": bank.beta, "experts": list(bank.text.embds), "config": model.config, "weights": model.weights}
+    with replacing(path) as temporary:
+        save_file(tensors | {"weights": torch.as_tensor(bank.text.weights).contiguous()}, temporary,
+                  {METADATA_KEY: json.dumps(content)})  # fmt: skip
+
+
+def read_bank(path: str | Path) -> QueryBank:
+    """The bank in a file that training wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a complete bank.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"bank: there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            content: Mapping = json.loads((file.metadata() or {})[METADATA_KEY])
+            embds = {name: _as_float(file.get_tensor(f"embds.{name}")) for name in content["experts"]}
+            text = TextEmbeddings(
+                embds, _as_float(file.get_tensor("weights")),
+                model=ModelIdentity(content["config"], content["weights"]),
+            )  # fmt: skip
+            return QueryBank(text, beta=content["beta"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a complete query bank: {error}") from error
+
+
+def _as_float(x: torch.Tensor) -> np.ndarray:
+    return x.float().numpy()

@@ -1,0 +1,62 @@
+"""Several models of different seeds, joined to one whose scores are close to the mean of theirs.
+
+On few videos the mean of several narrow models is better than one wide model that costs as much. The joined model has
+the members' layers side by side: an embedding is the members' embeddings one after another, brought to length 1. The
+gates' matrices are block-diagonal, and the experts' weights are those of the mean logits.
+
+It is exact but for lengths: a member counts a little more for a video or a text that its layers make longer than the
+others' do. All members learn the same way, so that their lengths are alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..base.config import CEConfig, ExpertConfig, TextConfig
+
+SHARED = ("standardise.", "text_pooling.", "pooling.")
+"""Parameters that are the same in all members: they follow from the data, or are fixed."""
+
+
+def has_fixed_centre(side: ExpertConfig | TextConfig) -> bool:
+    """True for NetVLAD with one cluster and no ghost: the sum of the tokens, less a multiple of the centre.
+
+    The multiple is the number of tokens with the padding, so that a centre would only get in the way of the sum. It
+    is 0 from the start and not trained.
+    """
+    return side.clusters == 1 and not getattr(side, "ghost_clusters", 0)
+
+
+def can_join(config: CEConfig) -> bool:
+    """True for mixtures of experts with reduced dimensions, whose sequences and texts are pooled by one cluster."""
+    pooled = [expert for expert in config.experts if expert.variable] + [config.text]
+    return not config.use_ce and config.mimic_ce_dims and all(map(has_fixed_centre, pooled))
+
+
+def join(members: Sequence[Mapping[str, Tensor]], config: CEConfig) -> tuple[dict[str, Tensor], CEConfig]:
+    """Weights and config of the joined model, `shared_dim` as many times as large as there are members.
+
+    Args:
+        members: state dicts of models of `config`, for which `can_join` is true.
+    """
+    if len(members) == 1:
+        return dict(members[0]), config
+    joined = {name: _join_one(name, [member[name] for member in members]) for name in members[0]}
+    return joined, replace(config, shared_dim=len(members) * config.shared_dim)
+
+
+def _join_one(name: str, parts: list[Tensor]) -> Tensor:
+    if name.startswith(SHARED) or not parts[0].ndim:
+        return parts[0]
+    if name.startswith("ce.moe_fc."):
+        return torch.stack(parts).mean(0)
+    if not name.endswith(".cg.fc.weight"):
+        return torch.cat(parts)
+    # A video's vector has the length 1 before the gate, and a member's part of it is so much shorter.
+    scale = math.sqrt(len(parts)) if name.startswith("ce.video_GU.") else 1.0
+    return torch.block_diag(*parts) * scale

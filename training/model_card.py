@@ -1,0 +1,100 @@
+"""The model card of a run: `README.md` beside the weights, with the YAML head that model hubs read.
+
+It says what the weights' own notes and the run's evaluation say, and nothing else. The licence is left to be filled in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..base.files import replacing
+from ..model.checkpoint import read_config, read_notes
+from .run_folder import BANK, BEST, CARD, CURVE
+
+EVALUATION = "evaluation.json"
+
+HEAD = """\
+---
+library_name: collaborative-experts
+tags: [text-to-video-retrieval, collaborative-experts]
+license: other  # fill in: it depends on the features, the captions and the sentence encoder
+metrics: [recall, median_rank]
+---
+"""
+
+FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "median_rank": "median rank"}
+
+USE = """\
+```python
+from collaborative_experts import collaborative_experts
+
+op = collaborative_experts(weights_path="{weights}")
+videos = op.encode_video(experts)  # raw features, as they were trained on
+texts = op.encode_sentences(["a dog runs on a beach"])
+```
+"""
+
+LIMITS = """\
+The model knows the experts and the sentence encoder below, and no others. It ranks videos like those it was trained on;
+figures on other videos, and of other languages, are not known. Captions carry the views of those who wrote them.
+"""
+
+CITATION = """\
+Liu et al., "Use What You Have: Video Retrieval Using Representations From Collaborative Experts", BMVC 2019
+(arXiv 1907.13487).
+"""
+
+
+def write_card(folder: Path) -> Path:
+    """Write the card of the weights in a run's folder, with its evaluation if there is one; returns the path."""
+    evaluation = folder / EVALUATION
+    figures = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
+    path = folder / CARD
+    with replacing(path) as temporary:
+        temporary.write_text(_card(folder, figures), encoding="utf-8")
+    return path
+
+
+def _card(folder: Path, figures: Mapping[str, Any]) -> str:
+    notes, config = read_notes(folder / BEST), read_config(folder / BEST)
+    data, training = notes["data"], notes["training"]
+    encoder = notes.get("encoder", {}).get("name", "not known")
+    refit = notes.get("refit")
+    rows = "\n".join(
+        f"| {expert.name} | {expert.dim} | {'sequence' if expert.variable else 'vector'} "
+        f"| {data['videos_with'][expert.name] / data['videos']:.0%} |"
+        for expert in config.experts
+    )
+    last = (
+        f"{refit['members']} models, each of {refit['steps']} steps on all videos, joined to one"
+        if refit
+        else f"the best validation's weights, of step {notes['metrics']['step']}"
+    )
+    parts = {
+        "Training data": f"{data['videos']:,} videos with {data['captions']:,} captions.\n\n"
+        f"| expert | dimension | form | videos that have it |\n|---|---|---|---|\n{rows}\n",
+        "Recipe": f"Sentence encoder: {encoder}. Loss: {training['loss']}. Weights: {last}. Embeddings of "
+        f"{config.shared_dim} numbers an expert. Seed {training['seed']}.\n\n![training curve]({CURVE})\n",
+        "Figures": _figures(notes["metrics"], figures),
+        "Use": USE.format(weights=BEST) + (f"\n`{BANK}` is its query bank.\n" if (folder / BANK).is_file() else ""),
+        "Limits": LIMITS,
+        "Citation": CITATION,
+    }
+    title = f"# Collaborative Experts: {', '.join(config.expert_names)}\n"
+    return "\n".join([HEAD, title, *(f"## {name}\n\n{text}" for name, text in parts.items())])
+
+
+def _figures(metrics: Mapping[str, float], figures: Mapping[str, Any]) -> str:
+    """A table of the evaluation; the validation's figures where there is none."""
+    if figures:
+        rows = {f"{name}, {way.replace('_', ' ')}": x for name, ways in figures.items() for way, x in ways.items()}
+    elif "r1" in metrics:
+        rows = {"validation videos, text to video": metrics}
+    else:
+        return "None were measured.\n"
+    head = f"| | {' | '.join(FIGURES.values())} |\n|---|---|---|---|---|"
+    lines = [f"| {name} | {' | '.join(f'{x[key]:.1f}' for key in FIGURES)} |" for name, x in rows.items()]
+    return "\n".join([head, *lines]) + "\n"
