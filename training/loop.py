@@ -35,6 +35,9 @@ from .schedule import Schedule, plan, repeat
 from .settings import TrainingConfig, fit_settings
 from .validation import MOST_CAPTIONS, evaluate_model, from_columns, to_columns
 
+CHOSEN_BY = ("geometric_mean", "video_to_text_geometric_mean")
+"""Columns of `metrics.csv`: the best validation has the highest of the first, and among equals of the second."""
+
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]
 """Features, availability and tokens, as from `VideoTensors.batch`."""
 
@@ -210,7 +213,7 @@ class _Run:
         self.average = {name: x.detach().clone() for name, x in objective.model.state_dict().items()}
         self.epoch, self.step = 0, 0
         self.history: list[dict[str, float]] = []
-        self.best = {"epoch": 0, "step": 0, "score": -1.0}
+        self.best = {"epoch": 0, "step": 0, "score": [-1.0]}
         self.best_weights: dict[str, Tensor] | None = None
         """The best weights while they are not written yet."""
 
@@ -296,7 +299,7 @@ class _Run:
     def _note(self, row: dict[str, float]) -> None:
         """Add a row to the history, and keep the weights if they are the best so far."""
         self.history.append(row)
-        score = row.get("geometric_mean", float(self.step))  # without validation, the last is the best
+        score = [row[key] for key in CHOSEN_BY] if self.validation else [self.step]  # without it, the last is the best
         if score > self.best["score"]:
             self.best = {"epoch": self.epoch, "step": self.step, "score": score}
             self.best_weights = self.average if self.validation is None else _copy(self.average)
