@@ -91,10 +91,11 @@ def raised(python: str, requirement: Requirement) -> str:
     if requirement.name in HELD:
         return str(requirement)
     bound = next(str(x.version) for x in requirement.specifier if x.operator == ">=")
-    done = run([python, "-m", "pip", "index", "versions", "--only-binary", ":all:", requirement.name])
-    found = re.search(r"Available versions: (.*)", done.stdout)
+    # pip says which versions have a wheel for this Python where none of them is the one that is asked for
+    asked = [python, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", f"{requirement.name}==0.dev0"]
+    found = re.search(r"from versions: (.*?)\)", run(asked).stderr)
     there = [x.strip() for x in found[1].split(",")] if found else []
-    fitting = sorted((x for x in there if requirement.specifier.contains(x)), key=release)
+    fitting = sorted((x for x in there if requirement.specifier.contains(x, prereleases=False)), key=release)
     return f"{requirement.name}=={fitting[0] if fitting else bound}"
 
 
