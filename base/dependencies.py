@@ -47,6 +47,11 @@ def extra(module: str, name: str) -> ModuleType:
         ) from None
 
 
+def is_panic(error: BaseException) -> bool:
+    """True for a panic of a library in Rust, which is no Exception, since its author expected nobody to catch it."""
+    return type(error).__name__ == "PanicException"
+
+
 def _release(text: str) -> tuple[int, ...]:
     """'2.13.0+cpu' -> (2, 13, 0)"""
     return tuple(int(part) for part in re.findall(r"^\d+(?:\.\d+)*", text)[0].split("."))

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from ..base.archives import check_archive, check_expansion
 from ..base.checks import check_unique, video_id
-from ..base.dependencies import extra
+from ..base.dependencies import extra, is_panic
 from .safe_pickle import load_arrays, load_tensors
 
 ID_NAMES = ("video_id", "ids")
@@ -61,8 +61,7 @@ def reading(path: Path) -> Iterator[None]:
     except (ImportError, FileNotFoundError, FeatureFileError):
         raise
     except BaseException as error:
-        # A panic of Lance's Rust code is no Exception, since its author did not expect it to be caught.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         form = "a folder of ID.npy" if path.is_dir() and path.suffix != LANCE else path.suffix
         said = " ".join(str(error).split()).removeprefix(f"{path}: ") or type(error).__name__

@@ -9,6 +9,8 @@ from __future__ import annotations
 import mmap
 import pickle
 import re
+import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..base.archives import check_archive
+from ..base.pickles import check_texts
 
 
 def load_arrays(path: Path) -> object:
@@ -41,11 +43,9 @@ def load_tensors(path: Path) -> object:
         pickle.UnpicklingError: the file names another function or class, or is no file of `torch.save`.
         ValueError: it would unpack to far more than it holds.
     """
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        check_texts(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # PyTorch's own message recommends to load without the protection.
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -60,6 +60,8 @@ class _ArraysOnly(pickle._Unpickler):
     """
 
     stack: list[Any]
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     _UNCHANGED = frozenset(
@@ -94,7 +96,16 @@ class _ArraysOnly(pickle._Unpickler):
             raise pickle.UnpicklingError(f"refused, it would change a {type(made).__name__}")
         _fill(self)
 
+    def load_bytearray8(self) -> None:
+        """The numbers of an array. The library would make room for as many bytes as the file says."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        content = self.read(min(size, sys.maxsize))
+        if len(content) < size:
+            raise pickle.UnpicklingError(f"expected {size:,} bytes, got {len(content):,}")
+        self.append(bytearray(content))
+
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 _fill: Callable[[Any], None] = pickle._Unpickler.dispatch[pickle.BUILD[0]]

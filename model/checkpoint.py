@@ -13,7 +13,6 @@ import pickle
 import re
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.archives import check_archive
 from ..base.config import CEConfig
 from ..base.files import replacing
+from ..base.pickles import check_texts
 
 CONFIG_KEY = "collaborative_experts.config"
 """Key of the config, as JSON, in a safetensors file's metadata."""
@@ -261,8 +260,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         inert = torch.serialization.safe_globals([(_Inert, name) for name in _INERT])
         with _LOADING, warnings.catch_warnings(), inert:
-            if zipfile.is_zipfile(path):
-                check_archive(path)
+            check_texts(path)
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..base.dependencies import extra
+from ..base.dependencies import extra, is_panic
 from ..base.slices import slices
 from ..features.formats import LANCE_HEADER
 from .arrays import as_numpy
@@ -228,9 +228,14 @@ class VideoStore:
         except (OSError, RuntimeError) as error:
             raise StoreError(f"{self.uri}: cannot {what}: {_first_line(error)}") from None
         except ValueError as error:
-            if not str(error).startswith(_LANCE_FAILURES):
+            # Those of another class are of JSON, Arrow and texts that are damaged.
+            if type(error) is ValueError and not str(error).startswith(_LANCE_FAILURES):
                 raise
             raise StoreError(f"{self.uri}: cannot {what}: {_first_line(error)}") from None
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise StoreError(f"{self.uri}: cannot {what}, its files are damaged: {_first_line(error)}") from None
 
     def addresses(self, dataset: Any, where: str | None = None, ids: Sequence[str] | None = None) -> np.ndarray:
         """Row addresses (n,) int64, ascending, of the rows that meet a SQL condition and have one of these ids.
@@ -627,7 +632,9 @@ def patterns(available: np.ndarray) -> list[str]:
 
 
 def availability(texts: Sequence[str]) -> np.ndarray:
-    """n texts such as "101" -> (n, M) bool."""
+    """n texts such as "101" -> (n, M) bool. Raises OSError where they differ in length, as in a damaged store."""
+    if len(set(map(len, texts))) > 1:
+        raise OSError("the patterns of its rows differ in length")
     digits = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
     return (digits == ord("1")).reshape(len(texts), len(texts[0]) if texts else 0)
 

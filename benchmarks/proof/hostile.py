@@ -66,13 +66,13 @@ def _npz(elements: int) -> Callable[[Path], None]:
 
 
 def _unpacking_npz(path: Path) -> None:
-    """Half a gigabyte of zeros in half a megabyte."""
-    header = _npy_header((2, 2**26))
+    """128 MB of zeros in 128 KB."""
+    header = _npy_header((2, 2**24))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("video_id.npy", _ids())
         with file.open("motion.npy", "w") as out:
             out.write(header)
-            for _ in range(512):
+            for _ in range(128):
                 out.write(bytes(2**20))
 
 
@@ -116,13 +116,13 @@ def _hdf5_of_another_file(path: Path) -> None:
 
 def _parquet(path: Path) -> None:
     """One value, repeated by a run length."""
-    values = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(2**27, np.int8)), pyarrow.array([1.0]))
-    motion = pyarrow.ListArray.from_arrays(pyarrow.array([0, 2**26, 2**27], pyarrow.int32()), values)
+    values = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(2**24, np.int8)), pyarrow.array([1.0]))
+    motion = pyarrow.ListArray.from_arrays(pyarrow.array([0, 2**23, 2**24], pyarrow.int32()), values)
     parquet.write_table(pyarrow.table({"video_id": ["a", "b"], "motion": motion}), path, compression="zstd")
 
 
 def _parquet_of_ids(path: Path) -> None:
-    ids = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(2**26, np.int8)), pyarrow.array(["a"]))
+    ids = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(2**24, np.int8)), pyarrow.array(["a"]))
     parquet.write_table(pyarrow.table({"video_id": ids, "motion": ids}), path, compression="zstd")
 
 
@@ -195,10 +195,13 @@ def _bytes(content: bytes) -> Callable[[Path], None]:
 
 _MANY_EXPERTS = json.dumps({"experts": {f"expert{i}": 4 for i in range(20_000)}, "text": {"dim": 10}, "shared_dim": 4})
 
+_OLD_HEADER = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {}))
+_LONG_NAME = _OLD_HEADER + b"\x80\x02ca\n" + b"[" * 10**6 + b"\n."
+
 BOMBS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "npz, 10^12 elements": ("features", "motion.npz", _npz(HUGE)),
     "npz, 10^9 elements": ("features", "motion.npz", _npz(LARGE)),
-    "npz, unpacks to 512 MB": ("features", "motion.npz", _unpacking_npz),
+    "npz, unpacks to 128 MB": ("features", "motion.npz", _unpacking_npz),
     "npy, 10^12 elements": ("features", "motion.npy", _npy(HUGE)),
     "npy, 10^9 elements": ("features", "motion.npy", _npy(LARGE)),
     "folder, 10^12 elements": ("features", "motion", _folder(HUGE)),
@@ -207,10 +210,10 @@ BOMBS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "h5, 10^9 elements": ("features", "motion.h5", _hdf5(shape=(2, LARGE), chunks=(1, 1024))),
     "h5 by video, 10^9 elements": ("features", "motion.h5", _hdf5_by_video),
     "h5, numbers of another file": ("features", "motion.h5", _hdf5_of_another_file),
-    "parquet, a run of 10^8": ("features", "motion.parquet", _parquet),
-    "parquet, a run of 10^8 ids": ("features", "motion.parquet", _parquet_of_ids),
+    "parquet, a run of 10^7": ("features", "motion.parquet", _parquet),
+    "parquet, a run of 10^7 ids": ("features", "motion.parquet", _parquet_of_ids),
     "pt, 10^12 elements": ("features", "motion.pt", _torch_zip(False, 28, HUGE)),
-    "pt, unpacks to 512 MB": ("features", "motion.pt", _torch_zip(True, 2**29, 2**27)),
+    "pt, unpacks to 128 MB": ("features", "motion.pt", _torch_zip(True, 2**27, 2**25)),
     "pt legacy, 10^12 elements": ("features", "motion.pt", _torch_legacy(HUGE)),
     "pt legacy, 10^9 elements": ("features", "motion.pt", _torch_legacy(LARGE)),
     "pkl, 10^12 bytes": ("features", "motion.pkl", _bytes(b"\x80\x04\x8e" + struct.pack("<Q", HUGE) + b"a.")),
@@ -219,9 +222,12 @@ BOMBS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "pkl, a memo of 2^27": ("features", "motion.pkl", _bytes(b"\x80\x04}r" + struct.pack("<I", 2**27))),
     "pkl, a memo of 2^27 in letters": ("features", "motion.pkl", _bytes(b"\x80\x04}p134217728\n")),
     "pkl, lists in lists": ("features", "motion.pkl", _bytes(b"\x80\x04" + b"]" * 300_000 + b"a" * 299_999 + b".")),
+    "pkl, a bytearray of 10^9": ("features", "motion.pkl", _bytes(b"\x80\x05\x96" + struct.pack("<Q", LARGE) + b"a.")),
+    "pt, a name of 10^6 letters": ("features", "motion.pt", _bytes(_LONG_NAME)),
+    "pth, a name of 10^6 letters": ("weights", "model.pth", _bytes(_LONG_NAME)),
     "pkl, a type of objects": ("features", "motion.pkl", _pickle_of_objects),
     "pth, 10^12 elements": ("weights", "model.pth", _torch_zip(False, 28, HUGE)),
-    "pth, unpacks to 512 MB": ("weights", "model.pth", _torch_zip(True, 2**29, 2**27)),
+    "pth, unpacks to 128 MB": ("weights", "model.pth", _torch_zip(True, 2**27, 2**25)),
     "pth legacy, 10^12 elements": ("weights", "model.pth", _torch_legacy(HUGE)),
     "pth legacy, 10^9 elements": ("weights", "model.pth", _torch_legacy(LARGE)),
     "safetensors, 10^12 elements": ("weights", "model.safetensors", _safetensors(HUGE)),

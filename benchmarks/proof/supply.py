@@ -32,8 +32,7 @@ PACKAGE = "collaborative_experts"
 REFUSED = re.compile(
     r"\b(AGPL|Affero|SSPL|(?<!L)GPL|(?<!Lesser )General Public License|Commons Clause|Non-?Commercial)\b", re.I
 )
-"""Licences that would bind what uses the package. Of several that a package offers, one will do
-that is none of these."""
+"""Licences that would bind what uses the package. Of several that are offered, one of another kind will do."""
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     python benchmarks/proof/versions.py [--pythons python3.11 python3.13] [--sets oldest newest] [--tests tests ...]
 
 For each Python that is there and each set, an environment of its own is made in a temporary folder, the package is
-installed into it with the set's versions, and the tests run; what a library deprecates is an error where this package
-uses it. "oldest" takes the lower bounds of requirements.txt and of the extras in `EXTRAS`, for this Python: a bound
-without a wheel for it is raised to the first that pip finds. "newest" takes what pip finds. Ends with one line of JSON;
-the exit status is 1 where a set cannot be installed or a test fails.
+installed into it with the set's versions, and the tests run. What a library deprecates is an error where this package
+uses it. "oldest" takes the lower bounds of requirements.txt and of the extras in `EXTRAS`; where there is no such
+version for this Python, the first above it. "newest" takes what pip finds. Ends with one line of JSON; the exit status
+is 1 where a set cannot be installed or a test fails.
 """
 
 from __future__ import annotations
@@ -91,10 +91,11 @@ def raised(python: str, requirement: Requirement) -> str:
     if requirement.name in HELD:
         return str(requirement)
     bound = next(str(x.version) for x in requirement.specifier if x.operator == ">=")
-    done = run([python, "-m", "pip", "index", "versions", requirement.name])
-    found = re.search(r"Available versions: (.*)", done.stdout)
+    # pip says which versions have a wheel for this Python where none of them is the one that is asked for
+    asked = [python, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", f"{requirement.name}==0.dev0"]
+    found = re.search(r"from versions: (.*?)\)", run(asked).stderr)
     there = [x.strip() for x in found[1].split(",")] if found else []
-    fitting = sorted((x for x in there if requirement.specifier.contains(x)), key=release)
+    fitting = sorted((x for x in there if requirement.specifier.contains(x, prereleases=False)), key=release)
     return f"{requirement.name}=={fitting[0] if fitting else bound}"
 
 

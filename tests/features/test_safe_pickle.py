@@ -103,3 +103,17 @@ def test_a_tensor_of_one_number_repeated_is_refused(tmp_path):
     torch.save({"a": torch.ones(1).expand(2**25)}, tmp_path / "motion.pt")
     with pytest.raises(ValueError, match=r"motion\.pt: .*refused, .* would unpack to 134,217,728"):
         read_features({"motion": tmp_path / "motion.pt"})
+
+
+def test_a_pickle_takes_no_room_for_bytes_that_it_does_not_hold(tmp_path):
+    (tmp_path / "motion.pkl").write_bytes(b"\x80\x05\x96" + (10**12).to_bytes(8, "little") + b"a.")
+    with pytest.raises(ValueError, match=r"motion\.pkl: .*expected 1,000,000,000,000 bytes, got 2"):
+        read_features({"motion": tmp_path / "motion.pkl"})
+
+
+def test_an_array_of_any_protocol_is_read(tmp_path):
+    for protocol in range(6):
+        content = {"a": np.arange(7.0), "b": np.arange(100_000, dtype=np.float32)[:7]}
+        (tmp_path / "motion.pkl").write_bytes(pickle.dumps(content, protocol))
+        features = read_features({"motion": tmp_path / "motion.pkl"})
+        assert features.experts["motion"].tolist() == [list(range(7))] * 2

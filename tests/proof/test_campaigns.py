@@ -1,6 +1,8 @@
 """A small, seeded share of the campaigns of benchmarks/proof."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 
 import pytest
@@ -33,3 +35,76 @@ def test_inputs(load, tmp_path, monkeypatch):
     assert not nothing_but(counts, "calls", "answers", "errors"), examples
     assert counts["answers"] > 100
     assert counts["errors"] > 50
+
+
+def test_files(load):
+    """Without HDF5, whose library may follow changed addresses for ever, and with some of the hostile files."""
+    for module in ("h5py", "lance", "pyarrow"):
+        pytest.importorskip(module)
+    files = load("files")
+    kinds = [kind for kind in files.samples.KINDS if not kind.startswith("h5")]
+    hostile = ["bombs", "pickles as pkl", "pickles as pth, legacy"]
+    counts, by_kind, examples = files.campaign(cases=6, seed=5, kinds=[*kinds, *hostile])
+    assert not nothing_but(counts, *files.EXPECTED), examples
+    assert [by_kind[kind] for kind in hostile] == [{"refused": files.hostile.count(kind)} for kind in hostile]
+    assert counts["refused"] > 280
+    assert counts["same"] + counts["other"] > 20
+
+
+def test_hostile_pickles_are_armed(load, tmp_path):
+    """Python's own reader runs what they name."""
+    hostile = load("files").hostile
+    hostile_file = tmp_path / "motion.pkl"
+    for number in range(4):
+        hostile_file.write_bytes(hostile.hostile_pickle(number, hostile.marker(hostile_file)))
+        read = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
+        subprocess.run([sys.executable, "-c", read, hostile_file], capture_output=True)
+        assert hostile.marker(hostile_file).exists()
+        hostile.marker(hostile_file).unlink()
+
+
+def test_threads(root):
+    """In a process of its own, for it makes others by fork."""
+    for module in ("lance", "fastapi"):
+        pytest.importorskip(module)
+    script = root / "benchmarks" / "proof" / "threads.py"
+    command = [sys.executable, "-W", "ignore", script, "--threads", "8", "--seconds", "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["process calls"] == 4
+    assert min(counts[f"{kind} calls"] for kind in ("operator", "index", "service")) > 8
+
+
+def test_leaks(load):
+    leaks = load("leaks")
+    results = leaks.campaign({"calls": 800, "constructions": 60})
+    assert all(result["growth"] < leaks.MOST for result in results.values()), results
+
+
+def test_a_leak_is_seen(load):
+    leaks = load("leaks")
+    assert leaks.judge(1, [100] * 10 + [106] * 10)["growth"] > leaks.MOST
+    assert leaks.judge(1, [10] * 5 + [100] * 15)["growth"] == 0
+
+
+def test_licences(load, capsys):
+    assert load("supply").print_licences() == 0
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert counts["packages"] > 20
+
+
+def test_a_licence_that_binds_is_seen(load):
+    refused = load("supply").REFUSED
+    for name in ("GPL-3.0-only", "GNU General Public License v3 (GPLv3)", "AGPL-3.0", "CC-BY-NonCommercial"):
+        assert refused.search(name), name
+    for name in ("LGPL-2.1", "GNU Lesser General Public License v3", "MIT", "MPL-2.0"):
+        assert not refused.search(name), name
+
+
+def test_pins_have_hashes(load):
+    package = {
+        "metadata": {"name": "Some.Package", "version": "1.2"},
+        "download_info": {"archive_info": {"hashes": {"sha256": "ab"}}},
+    }
+    assert load("supply").locked({"install": [package]}) == ["some-package==1.2 --hash=sha256:ab"]

@@ -439,6 +439,25 @@ def test_a_truncated_data_file(filled, path, left):
         again.search(text)
 
 
+def test_a_byte_changed_anywhere_in_a_data_file(tmp_path):
+    """Lance has no checksums, so changed numbers are numbers; all else is an error of the store in one line."""
+    text, video = some(videos=20)
+    with VideoIndex(tmp_path / "videos.lance") as index:
+        index.add(NAMES[:20], video, metadata=[{"number": i} for i in range(20)])
+    (file,) = (tmp_path / "videos.lance").glob("data/*.lance")
+    whole, errors = file.read_bytes(), []
+    for at in range(0, len(whole), len(whole) // 150):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :])
+        try:
+            with VideoIndex(tmp_path / "videos.lance") as index:
+                index.search(text, 5)
+                index.read(NAMES[:3])
+        except OSError as error:
+            errors.append(str(error))
+    assert len(errors) > 10
+    assert all("videos.lance: cannot read" in error and "\n" not in error for error in errors)
+
+
 def test_a_damaged_index_of_the_ids(filled, path):
     """The error is of the store, and not of what the caller asked for."""
     index, _, _ = filled
