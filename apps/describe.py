@@ -85,8 +85,10 @@ def form(config: CEConfig) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A note without the punctuation of JSON."""
-    return ", ".join(f"{key} {_plain(x)}" for key, x in value.items()) if isinstance(value, dict) else str(value)
+    """A note without the punctuation of JSON, and without an encoder's probe, which no one reads."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(x)}" for key, x in value.items() if key != "probe")
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -187,8 +187,9 @@ def is_complete(target: Path) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
+    # The name stands outside of the group: argparse parses no intermixed arguments with a positional one in it.
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a model of --list; left out, the default one")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("name", nargs="?", metavar="NAME", help="a model of --list; left out, the default one")
     source.add_argument("--url", help=f"a folder that holds {CONFIG} and {CHECKPOINT}, or one of them")
     source.add_argument("--list", nargs="?", const="", metavar="WORD", help="show the models (with this word)")
     parser.add_argument("--to", type=Path, default=WEIGHTS_DIR, metavar="FOLDER", help="default: %(default)s")
@@ -197,6 +198,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command and return its exit status. Raises as `fetch`."""
+    if options.name is not None and (options.url is not None or options.list is not None):
+        raise FetchError(f"fetch: expected a name, --url or --list, got {options.name!r} beside another")
     if options.list is not None:
         print(table(options.list))
         return 0

@@ -12,6 +12,7 @@ import pytest
 from collaborative_experts import CollaborativeExperts
 from collaborative_experts import __main__ as commands
 from collaborative_experts.__main__ import VERBS, main
+from collaborative_experts.apps.describe import show
 
 CONFIG = {"experts": {"motion": 12, "sound": 7}, "text": {"dim": 6, "clusters": 1}, "use_ce": "", "shared_dim": 8}
 
@@ -117,6 +118,10 @@ def test_describe_as_json(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert content["sha256"] in printed
     assert "  sound   7 (fixed) -> 8" in printed
+    content["notes"] = {"encoder": {"name": "letters", "probe": [0.1, 0.2]}, "metrics": {"r1": 100 / 3, "epoch": 2}}
+    printed = show(content)
+    assert "encoder     name letters\n" in printed
+    assert "metrics     r1 33.3333, epoch 2\n" in printed
 
 
 def test_fetch_passes_its_options_on(capsys):
@@ -124,3 +129,5 @@ def test_fetch_passes_its_options_on(capsys):
     assert "didemo" in capsys.readouterr().out
     assert main(["fetch", "no-such-model"]) == 1
     assert "no-such-model" in capsys.readouterr().err
+    assert main(["fetch", "msvd-train-full-ce", "--list"]) == 1
+    assert "expected a name, --url or --list, got 'msvd-train-full-ce' beside" in capsys.readouterr().err
