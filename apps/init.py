@@ -40,31 +40,34 @@ def write_run_file(features: str | Path, captions: str | Path, to: str | Path = 
     if to.exists():
         raise FileExistsError(f"{to}: exists already; move it away, or name another")
     splits = read_splits(captions)
-    sample = _sample(features, splits)
+    sample, videos = _sample(features, splits)
     with replacing(to) as temporary:
-        temporary.write_text(_text(_relative(features, to), _relative(captions, to), splits, sample), encoding="utf-8")
+        text = _text(_relative(features, to), _relative(captions, to), splits, sample, videos)
+        temporary.write_text(text, encoding="utf-8")
     Run.read(to)
     return to
 
 
-def _sample(features: str | Path, splits: Mapping[str, Captions]) -> Features:
-    """The features of some captioned videos."""
+def _sample(features: str | Path, splits: Mapping[str, Captions]) -> tuple[Features, int]:
+    """The features of some captioned videos, and the number of all that have some."""
     known = set(read_ids(features))
     captioned = dict.fromkeys(video for captions in splits.values() for video in captions.video_ids)
-    return read_features(features, [video for video in captioned if video in known][:SAMPLE] or list(captioned))
+    found = [video for video in captioned if video in known]
+    return read_features(features, found[:SAMPLE] or list(captioned)), len(found)
 
 
 def _relative(path: str | Path, to: Path) -> str:
     return Path(os.path.relpath(path, to.parent)).as_posix()
 
 
-def _text(features: str, captions: str, splits: Mapping[str, Captions], sample: Features) -> str:
+def _text(features: str, captions: str, splits: Mapping[str, Captions], sample: Features, videos: int) -> str:
     train, validation, test = choose_splits(splits)
     sizes = (f"{name or '(empty)'}: {len(x.unique_ids()):,} videos, {len(x):,} captions" for name, x in splits.items())
+    looked_at = f"the first {len(sample):,} of " if len(sample) < videos else ""
     lines = [
         "# A training run; paths are relative to this file.",
         "",
-        f"# Features of {len(sample):,} captioned videos:",
+        f"# Features of {looked_at}{videos:,} captioned videos:",
         *(f"#   {line}" for line in sample.summary().splitlines()),
         f"features = {_toml(features)}",
         "",

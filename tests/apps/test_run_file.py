@@ -347,10 +347,14 @@ def test_init_writes_a_run_file(folder, capsys, monkeypatch):
     assert (found.features, found.captions) == (Path("runs/../features"), Path("runs/../captions.csv"))
     assert (found.train, found.validation, found.test) == ("train", 0.15, "test")
     assert "#   train: 48 videos, 96 captions" in written
+    assert re.search(r"^# Features of \d+ captioned videos:$", written, flags=re.MULTILINE)
     assert re.search(r"#   motion +\(12,\)", written)
     assert len(found.read_training().rows) == 41
     assert main(["init", "features", "captions.csv", "--to", "runs/first.toml"]) == 1
     assert "runs/first.toml: exists already" in capsys.readouterr().err
+    monkeypatch.setattr("collaborative_experts.apps.init.SAMPLE", 5)
+    assert main(["init", "features", "captions.csv", "--to", "sampled.toml"]) == 0
+    assert re.search(r"^# Features of the first 5 of \d\d captioned videos:$", Path("sampled.toml").read_text(), re.M)
     # Every setting is there, with its default, if it has one.
     (folder / "runs" / "first.toml").write_text(re.sub(r"^# (?=[a-z_]+ = )", "", written, flags=re.MULTILINE))
     every = run.Run.read("runs/first.toml")
