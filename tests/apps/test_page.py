@@ -168,6 +168,19 @@ class TestSearch:
         assert page.evaluate("document.activeElement.id") == "query"
         page.keyboard.press("/")  # now it is a letter: what was there is selected, and replaced
         assert page.locator("#query").input_value() == "/"
+        page.locator("#query").fill("")
+        page.keyboard.press("/")  # an empty field takes it for the key that leads here
+        assert page.locator("#query").input_value() == ""
+        page.keyboard.press("ArrowDown")
+        assert page.locator(".open").first.evaluate("x => x == document.activeElement")
+
+    def test_in_a_single_row_arrows_up_and_down_go_nowhere(self, page):
+        ask(page)
+        page.evaluate("document.querySelectorAll('.card').forEach((card, i) => i > 1 && card.remove())")
+        page.locator(".open").nth(1).focus()
+        for key in ("ArrowDown", "ArrowUp"):
+            page.keyboard.press(key)
+            assert page.locator(".open").nth(1).evaluate("x => x == document.activeElement")
 
     def test_pages(self, page, index):
         ask(page)

@@ -118,7 +118,8 @@ export function moveByArrows(grid) {
     const at = buttons.indexOf(document.activeElement);
     if (at < 0) return;
     const top = buttons[0].getBoundingClientRect().top;
-    const columns = buttons.findIndex((button) => button.getBoundingClientRect().top > top + 1);
+    const below = buttons.findIndex((button) => button.getBoundingClientRect().top > top + 1);
+    const columns = below < 0 ? buttons.length : below;
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
     if (!step || !buttons[at + step]) return;
     event.preventDefault();

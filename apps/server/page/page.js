@@ -241,10 +241,18 @@ for (const [id, by] of [["previous", -1], ["next", 1]]) {
 }
 document.addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  if (event.target.closest?.("input:not([type=range], [type=checkbox]), textarea, select")) return;
+  const query = byId("query");
+  const begins = event.target === query && !query.value; // no sentence begins with the key that leads here
+  if (!begins && event.target.closest?.("input:not([type=range], [type=checkbox]), textarea, select")) return;
   event.preventDefault();
-  byId("query").focus();
-  byId("query").select();
+  query.focus();
+  query.select();
+});
+byId("query").addEventListener("keydown", (event) => {
+  const first = event.key === "ArrowDown" && grid.querySelector(".open");
+  if (!first) return;
+  event.preventDefault();
+  first.focus();
 });
 moveByArrows(grid);
 
