@@ -32,8 +32,10 @@ def search(
 
     Raises:
         FileNotFoundError: there is no index, or no such weights.
-        TypeError, ValueError: as `sentence_operator` and `VideoIndex.search`.
+        TypeError, ValueError: a blank sentence, and as `sentence_operator` and `VideoIndex.search`.
     """
+    if not all(sentence.strip() for sentence in sentences):
+        raise ValueError("search: expected words in each sentence, got a blank one")
     with open_index(store) as index:
         index.operator = sentence_operator(index, weights, device)
         return index.search(list(sentences), k, where=where)

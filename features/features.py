@@ -192,7 +192,7 @@ def _open_all(files: Files, config: CEConfig | None, stack: ExitStack) -> dict[s
         raise ValueError(f"{files}: expected files of features ({', '.join(FORMATS)}), found none")
     for name in paths:
         if config is not None and name not in config.expert_names:
-            raise ValueError(f"features: unknown expert {name!r}{nearest(name, config.expert_names)}")
+            raise ValueError(f"features: the model has no expert {name!r}{nearest(name, config.expert_names)}")
     return {name: stack.enter_context(open_source(path, name)) for name, path in paths.items()}
 
 

@@ -96,7 +96,8 @@ def expert_names(path: Path) -> list[str]:
         return _lance_experts(path, _lance_dataset(path))
     if path.suffix not in _SEVERAL_EXPERTS:
         raise FeatureFileError(
-            f"{path}: expected a folder, or one .npz, .h5 or .lance with several experts; else pass {{expert: path}}"
+            f"{path}: expected one .npz, .h5 or .lance with several experts, or a folder of files, each named after "
+            "its expert; in Python also {expert: path}"
         )
     with _SEVERAL_EXPERTS[path.suffix](path) as arrays:
         with reading(path):
@@ -175,7 +176,8 @@ def _table_of(path: Path, arrays: Any, expert: str, id_name: str) -> Source:
         name = next((name for name in (expert, TABLE_NAME) if name in arrays), None)
         if name is None:
             raise FeatureFileError(
-                f"{path}: expected an array {expert!r} or {TABLE_NAME!r} beside {id_name!r}, got {list(arrays)}"
+                f"{path}: expected an array {expert!r} or {TABLE_NAME!r} beside {id_name!r}, got {list(arrays)}; "
+                "a file of several experts is passed by itself, not in a folder"
             )
         ids = _column_of_ids(path, arrays[id_name][()])
         array = arrays[name]

@@ -38,6 +38,7 @@ import torch
 
 from ..base.dependencies import extra
 from ..base.slices import slices
+from ..features.formats import LANCE_HEADER
 from .arrays import as_numpy
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .exact_search import CHUNK, FINE_STEPS, Chunk, Codes, Columns, Vectors, quantise
@@ -194,8 +195,12 @@ class VideoStore:
             raise
 
     def _read_header(self) -> Header:
+        metadata = self._dataset.schema.metadata or {}
+        if _HEADER not in metadata:
+            found = "features, of which `embed` makes one" if LANCE_HEADER in metadata else "another Lance dataset"
+            raise ValueError(f"{self.uri}: expected an index, as `embed` writes it; found {found}")
         try:
-            content = json.loads(self._dataset.schema.metadata[_HEADER])
+            content = json.loads(metadata[_HEADER])
             if content["layout"] != LAYOUT:
                 raise ValueError(f"layout {content['layout']}")
             model = content["model"]

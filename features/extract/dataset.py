@@ -79,8 +79,11 @@ class Making:
     @classmethod
     def from_schema(cls, path: Path, schema: Any) -> Making:
         """The header of a dataset. Raises ValueError for a dataset that holds no features."""
+        metadata = schema.metadata or {}
+        if LANCE_HEADER not in metadata:
+            raise ValueError(f"{path}: expected features, as `extract` writes them; found another Lance dataset")
         try:
-            content = json.loads((schema.metadata or {})[LANCE_HEADER])
+            content = json.loads(metadata[LANCE_HEADER])
             if content["layout"] != LAYOUT:
                 raise ValueError(f"layout {content['layout']}")
             return cls(content["clips"], content["dtype"], content["experts"], content["packages"])
@@ -195,6 +198,8 @@ def import_lance() -> Any:
 
 def open_dataset(path: Path) -> Any:
     """The newest version of a dataset. Raises ValueError where there is something else at the path."""
+    if path.is_file():
+        raise ValueError(f"{path}: expected a Lance dataset of features, as `extract` writes it; found a file")
     try:
         return import_lance().dataset(str(path))
     except (ValueError, OSError) as error:

@@ -161,7 +161,7 @@ def _find_class(name: str, known: Mapping[str, str]) -> type:
         module, attribute = known[name].split(":")
         return getattr(import_module(f".{module}", __package__), attribute)
     if "." not in name and ":" not in name:
-        raise ValueError(f"experts: unknown {name!r}{nearest(name, known)}; a class of yours is a dotted name")
+        raise ValueError(f"experts: {name!r} is neither a known one nor a class's dotted name{nearest(name, known)}")
     module, _, attribute = name.replace(":", ".").rpartition(".")
     try:
         return getattr(import_module(module), attribute)

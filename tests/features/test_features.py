@@ -92,7 +92,7 @@ BAD = {
     "an id twice": ({"video_id": ["a", "a"], "motion": FIXED[:2]}, {}, ValueError, "each video once, got 'a' twice"),
     "asked for twice": ({"video_id": ["a", "b"], "motion": FIXED[:2]}, {"ids": ["b", "b"]}, ValueError, "ids: .*'b' twice"),
     "ids of another number": ({"video_id": ["a"], "motion": FIXED[:2]}, {}, ValueError, r"expected \(1, dim\).*got \(2, 5\)"),
-    "no such array": ({"video_id": ["a"], "other": FIXED[:1]}, {}, ValueError, "expected an array 'motion' or 'features'"),
+    "no such array": ({"video_id": ["a"], "other": FIXED[:1]}, {}, ValueError, "expected an array 'motion' or 'features' .*; a file of several experts is passed by itself"),
     "Inf": ({"video_id": ["a"], "motion": [[1, np.inf]]}, {}, ValueError, "video 'a': expected finite .* got Inf"),
     "beyond float32": ({"video_id": ["a"], "motion": [[1, 1e300]]}, {}, ValueError, "video 'a': expected finite"),
     "another dimension": ({"video_id": ["a"], "motion": np.ones((1, 4))}, {"config": CONFIG}, ValueError, r"\(5,\), got \(4,\)"),
@@ -120,9 +120,9 @@ def test_files_that_are_refused(tmp_path):
         read_features({"motion": tmp_path / "no.npz"})
     with pytest.raises(ValueError, match=r"got the suffix '\.mat'"):
         read_features({"motion": tmp_path / "motion.mat"})
-    with pytest.raises(ValueError, match="unknown expert 'motoin'; did you mean 'motion'"):
+    with pytest.raises(ValueError, match="the model has no expert 'motoin'; did you mean 'motion'"):
         read_features({"motoin": path}, config=CONFIG)
-    with pytest.raises(ValueError, match="expected a folder, or one"):
+    with pytest.raises(ValueError, match="or a folder of files, each named after its expert"):
         read_features(write_features(tmp_path, "pkl", "motion", IDS, FIXED))
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         read_features(tmp_path / "none")

@@ -24,7 +24,7 @@ from collaborative_experts import (
     similarity,
 )
 from collaborative_experts.retrieval import index as module
-from helpers import SMALL, check_answers, random_embeddings, random_inputs
+from helpers import SMALL, check_answers, random_embeddings, random_inputs, write_lance
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 
@@ -292,8 +292,11 @@ def test_what_is_no_index(tmp_path):
         VideoIndex(tmp_path / "folder.lance")
     lance, arrow = pytest.importorskip("lance"), pytest.importorskip("pyarrow")
     lance.write_dataset(arrow.table({"id": ["a"]}), str(tmp_path / "other.lance"))
-    with pytest.raises(ValueError, match="expected a store of VideoIndex of layout 1"):
+    with pytest.raises(ValueError, match="expected an index, as `embed` writes it; found another Lance dataset"):
         VideoIndex(tmp_path / "other.lance")
+    write_lance(tmp_path / "features.lance", "motion", ["a"], np.ones((1, 4), np.float32))
+    with pytest.raises(ValueError, match="found features, of which `embed` makes one"):
+        VideoIndex(tmp_path / "features.lance")
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, None), (5, 5), ("8GB", 8 * 10**9), ("1.5 kb", 1500)])

@@ -291,7 +291,7 @@ def test_a_users_own_class(name):
     ("arguments", "error", "message"),
     [
         ({"preset": "ofline"}, ValueError, "preset: unknown 'ofline'; did you mean 'offline'?"),
-        ({"names": ["motio"]}, ValueError, "experts: unknown 'motio'; did you mean 'motion'?"),
+        ({"names": ["motio"]}, ValueError, "nor a class's dotted name; did you mean 'motion'?"),
         ({"names": []}, ValueError, "expected at least one, got none"),
         ({"names": [5]}, TypeError, "expected names, got 5"),
         ({"names": ["audio", "audio"]}, ValueError, "expected different names, got 'audio' twice"),

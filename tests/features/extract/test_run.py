@@ -419,6 +419,9 @@ class TestCommand:
         (tmp_path / "features.lance" / "x").write_text("other")
         with pytest.raises(ValueError, match="expected a Lance dataset of features"):
             go(media, tmp_path / "features.lance")
+        (tmp_path / "file.lance").write_text("other")
+        with pytest.raises(ValueError, match="as `extract` writes it; found a file"):
+            go(media, tmp_path / "file.lance")
 
     def test_one_file(self, media, tmp_path):
         report = extract(media / "a.mp4", tmp_path / "features.lance", experts=["audio"])
