@@ -39,6 +39,11 @@ def test_links_and_pictures_exist(root):
                 assert heading in anchors, f"{page.name}: {target}"
 
 
+def test_the_readme_leads_to_every_page(readme, root):
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", readme))
+    assert linked == {path.name for path in (root / "docs").glob("*.md")}
+
+
 def test_hub_sections(readme):
     sections = re.findall(r"^## (.*)$", readme, flags=re.MULTILINE)
     for name in ("Description", "Code Example", "Factory Constructor", "Interface", "More Resources"):
