@@ -71,8 +71,10 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def pool_of(options: argparse.Namespace) -> Pool | None:
-    """The pool that the options ask for."""
+    """The pool that the options ask for. Raises ValueError for options of a pool without `--ray`."""
     if options.ray is None:
+        if (options.actors, options.actor_cpus, options.actor_gpus) != (None, 1, 0):
+            raise ValueError("--actors, --actor-cpus and --actor-gpus belong to --ray")
         return None
     return Pool(options.ray or None, options.actors, options.actor_cpus, options.actor_gpus)
 
