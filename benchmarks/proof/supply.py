@@ -32,7 +32,7 @@ PACKAGE = "collaborative_experts"
 REFUSED = re.compile(
     r"\b(AGPL|Affero|SSPL|(?<!L)GPL|(?<!Lesser )General Public License|Commons Clause|Non-?Commercial)\b", re.I
 )
-"""Licences that would bind what uses the package. Of several that a package offers, one that is none of these will do."""
+"""Licences that would bind what uses the package. Of several that are offered, one that is none of these will do."""
 
 
 def main() -> None:

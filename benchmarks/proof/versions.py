@@ -4,9 +4,9 @@
 
 For each Python that is there and each set, an environment of its own is made in a temporary folder, the package is
 installed into it with the set's versions, and the tests run; what a library deprecates is an error where this package
-uses it. "oldest" takes the lower bounds of requirements.txt and of the extras in `EXTRAS`, for this Python: a bound without a wheel for it is
-raised to the first that pip finds. "newest" takes what pip finds. Ends with one line of JSON; the exit status is 1
-where a set cannot be installed or a test fails.
+uses it. "oldest" takes the lower bounds of requirements.txt and of the extras in `EXTRAS`, for this Python: a bound
+without a wheel for it is raised to the first that pip finds. "newest" takes what pip finds. Ends with one line of JSON;
+the exit status is 1 where a set cannot be installed or a test fails.
 """
 
 from __future__ import annotations
