@@ -38,6 +38,14 @@ def describe(path: str | Path, config: CEConfig) -> dict[str, Any]:
     }
 
 
+def summary(config: CEConfig) -> str:
+    """The kind of model, the dimensions of its embeddings and what it makes of words, in a line."""
+    dims = ", ".join(f"{name} {dim}" for name, dim in config.output_dims.items())
+    text = config.text
+    pooled = f"{text.clusters} cluster{'s' if text.clusters > 1 else ''}" if text.clusters else "one averaged vector"
+    return f"{form(config)}; embeddings: {dims}; words: {text.dim} -> {pooled}"
+
+
 def show(content: Mapping[str, Any]) -> str:
     """The result of `describe` as text."""
     text, experts = content["config"]["text"], content["config"]["experts"]

@@ -40,13 +40,14 @@ def run_command(options: argparse.Namespace) -> int:
         raise ValueError("embed: expected one index, with --to VIDEOS.lance")
     if options.zero_shot == (options.weights is not None):
         raise ValueError("embed: expected --weights FILE, or --zero-shot")
+    pool = pool_of(options)
     if options.zero_shot:
-        if options.ray is not None:
+        if pool is not None:
             raise ValueError("embed: --zero-shot works in one process; expected no --ray")
         return _run_zero_shot(options, to)
     if options.captions or options.encoder:
         raise ValueError("embed: --captions and --encoder belong to --zero-shot")
-    report = bulk_embed(options.features, options.weights, to, pool_of(options), options.device)
+    report = bulk_embed(options.features, options.weights, to, pool, options.device)
     print(json.dumps(dataclasses.asdict(report)) if options.json else report)
     return EXIT_PROBLEMS if report.errors else 0
 

@@ -46,7 +46,7 @@ def extract(
 
     Args:
         folder: videos, images and audio files, also in folders below; or one file.
-        to: a path that ends in `.lance`. What could not be read stands in `errors.csv` beside it.
+        to: a path that ends in `.lance`. What could not be read stands in `NAME.errors.csv` beside it.
         preset: "offline" needs no network: its weights come with pip packages. "best" takes weights from a hub.
         experts: some of the preset's, or dotted names of classes of yours.
         settings: {expert: {parameter: value}}, such as {"speech": {"model": "folder"}}.
@@ -177,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pool_arguments(parser)
     parser.epilog = (
         "example: %(prog)s videos --to features.lance --clips shots\n\n"
-        f"The exit status is {EXIT_PROBLEMS} where not all media could be read; errors.csv beside the dataset says why."
+        f"The exit status is {EXIT_PROBLEMS} where not all media could be read; features.errors.csv says why."
     )
 
 

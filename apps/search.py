@@ -118,5 +118,5 @@ def run_command(options: argparse.Namespace) -> int:
         print(options.html)
         return 0
     for text, asked in enumerate(sentences):
-        print(f"> {asked}\n{found[text]}\n")
+        print(f"> {asked}\n{found[text].table()}\n")
     return 0

@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -71,8 +72,10 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def pool_of(options: argparse.Namespace) -> Pool | None:
-    """The pool that the options ask for."""
+    """The pool that the options ask for. Raises ValueError for options of a pool without `--ray`."""
     if options.ray is None:
+        if (options.actors, options.actor_cpus, options.actor_gpus) != (None, 1, 0):
+            raise ValueError("--actors, --actor-cpus and --actor-gpus belong to --ray")
         return None
     return Pool(options.ray or None, options.actors, options.actor_cpus, options.actor_gpus)
 
@@ -141,6 +144,8 @@ def _connect(ray: Any, pool: Pool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")  # Ray would replace Python's print
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice of Ray's
+    # Ray's processes begin with a fork and an exec, after which nothing of Lance is left.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
     try:
         ray.init(address=pool.address, include_dashboard=False, log_to_driver=False, logging_level="error")
     except ValueError as error:  # Ray refuses settings of a new cluster where it connects to one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..training.loop import TrainingResult, train
 from ..training.model_card import EVALUATION, write_card
 from ..training.run_folder import STATE, delete_run
 from ..training.settings import check_trainable
+from .describe import summary
 from .run_file import Run, add_run_arguments
 
 
@@ -46,7 +46,7 @@ def train_run(
     check_trainable(run.training, run.config(features), len(features), device)
     config = run.config(features, run.sentence_encoder.dim)
     if _reports():
-        print(f"{features.summary()}\n\nmodel {json.dumps(config.to_dict())}\n", flush=True)
+        print(f"{features.summary()}\n\nmodel: {summary(config)}\n", flush=True)
     dataset, validation, every = run.embed(videos)
     if overwrite:
         delete_run(run.folder)

@@ -117,7 +117,7 @@ def readable_formats() -> str:
 
 def is_note(path: Path) -> bool:
     """True for what may lie beside features unread: hidden files, README, Markdown and the errors of `extract`."""
-    is_text = path.name.upper().startswith("README") or path.suffix == ".md" or path.name == "errors.csv"
+    is_text = path.name.upper().startswith("README") or path.suffix == ".md" or path.name.endswith(".errors.csv")
     return path.name.startswith(".") or is_text
 
 

@@ -570,7 +570,8 @@ def _without(result: SearchResult, names: Sequence[str], k: int) -> SearchResult
     """Each answer without the video that was asked with, and no longer than k."""
     kept = [np.flatnonzero(result.ids[row] != name)[:k] for row, name in enumerate(names)]
     count = min(map(len, kept), default=0)
-    rows, columns = np.arange(len(names))[:, None], np.array([x[:count] for x in kept], dtype=int).reshape(-1, count)
+    rows = np.arange(len(names))[:, None]
+    columns = np.array([x[:count] for x in kept], dtype=int).reshape(len(names), count)
     arrays = {name: getattr(result, name)[rows, columns] for name in _ARRAYS}
     return SearchResult(experts=result.experts, exact=result.exact, **arrays)
 

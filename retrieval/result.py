@@ -94,14 +94,20 @@ class SearchResult:
     def __str__(self) -> str:
         if self.scores.ndim == 2:
             return "\n\n".join(f"text {text}\n{self[text]}" for text in range(len(self.scores))) or "no texts"
-        shown = range(min(len(self.scores), SHOWN))
+        return self.table(SHOWN)
+
+    def table(self, most: int | None = None) -> str:
+        """The answers for a single text as a table of lines, all of them or the best `most`."""
+        if not len(self.scores):
+            return "no videos"
+        shown = range(min(len(self.scores), most or len(self.scores)))
         width = max([len("video"), *(len(_name(self, rank)) for rank in shown)])
         lines = [f"rank  {'video':{width}}  {'score':>6}  " + "  ".join(f"{name:>7}" for name in self.experts)]
         for rank in shown:
             shares = "  ".join(f"{share:+{max(7, len(name))}.3f}" for name, share in self._shares(rank))
             lines.append(f"{rank + 1:4}  {_name(self, rank):{width}}  {self.scores[rank]:+6.3f}  {shares}")
-        if len(self.scores) > SHOWN:
-            lines.append(f"... {len(self.scores) - SHOWN:,} more")
+        if len(self.scores) > len(shown):
+            lines.append(f"... {len(self.scores) - len(shown):,} more")
         if not self.exact:
             lines.append("approximate: better videos may be missing")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A run: media files in, `features.lance` and `errors.csv` out.
+"""A run: media files in, `features.lance` and `features.errors.csv` out.
 
 Threads decode while the networks run; both leave Python's lock while they work. Clips of different files share batches.
 Clips that wait are bounded by their bytes, and a file that cannot be read is listed while the others go on.
@@ -10,7 +10,7 @@ import csv
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from .dataset import FeatureDataset, Making, Row, file_of, package_versions, wri
 from .expert import Extracted, Extractor, Output, describe
 from .media import MEDIA_SUFFIXES, MediaError
 
-ERRORS = "errors.csv"
 BATCH = 16
 """Clips that go through the experts at once."""
 
@@ -89,7 +88,7 @@ class Report:
         if self.skipped:
             lines.append(f"{self.skipped:,} files were complete before")
         if self.problems:
-            lines.append(f"{len(self.problems):,} problems, listed in {self.path.with_name(ERRORS)}:")
+            lines.append(f"{len(self.problems):,} problems, listed in {errors_path(self.path)}:")
             lines += [f"  {x.clip or x.file}: {x.expert and x.expert + ': '}{x.reason}" for x in self.problems[:10]]
             if len(self.problems) > 10:
                 lines.append(f"  and {len(self.problems) - 10:,} more")
@@ -136,7 +135,7 @@ def extract_features(
 
     Args:
         files: what `find_media` gives.
-        to: a path that ends in `.lance`. `errors.csv` is written beside it.
+        to: a path that ends in `.lance`. `NAME.errors.csv` is written beside it.
         extractors: what `make_extractors` gives.
         clips: how files are cut; None takes each as a whole.
         workers: files that are decoded at the same time.
@@ -156,7 +155,7 @@ def extract_features(
         dataset = FeatureDataset(to, making)
         waiting = [file for file in files if file.name not in dataset.complete]
         report = Report(to, skipped=len(files) - len(waiting))
-        earlier = _read_errors(to.with_name(ERRORS), {file.name for file in waiting})
+        earlier = _read_errors(errors_path(to), dataset.complete)
         try:
             if read is None:
                 read_rows(waiting, clips, extractors, dataset.ids, workers, dtype, dataset.append, report)
@@ -164,7 +163,7 @@ def extract_features(
                 read(waiting, dataset, report)
         finally:
             report.problems[:0] = earlier
-            _write_errors(to.with_name(ERRORS), report.problems)
+            _write_errors(errors_path(to), report.problems)
         dataset.compact()
     return report
 
@@ -393,18 +392,23 @@ class _Reader:
             return not self._stopped
 
 
-# --- errors.csv -------------------------------------------------------------------------------------------
+# --- NAME.errors.csv --------------------------------------------------------------------------------------
 
 _COLUMNS = ("file", "clip", "expert", "reason")
 
 
-def _read_errors(path: Path, again: set[str]) -> list[Problem]:
-    """The problems of earlier runs, except those of files that are read again."""
+def errors_path(to: Path) -> Path:
+    """The file that lists the problems of a dataset, beside it."""
+    return to.with_suffix(".errors.csv")
+
+
+def _read_errors(path: Path, complete: Collection[str]) -> list[Problem]:
+    """The problems that earlier runs had with files that are complete; others are read again, or are gone."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [Problem(*(row.get(x) or "" for x in _COLUMNS)) for row in rows if row.get("file") not in again]
+    return [Problem(*(row.get(x) or "" for x in _COLUMNS)) for row in rows if row.get("file") in complete]
 
 
 def _write_errors(path: Path, problems: Sequence[Problem]) -> None:

@@ -64,6 +64,10 @@ def test_embed_then_search(folder, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("> a dog\n")
     assert expected.ids[0, 0] in printed
+    assert main(["search", store, "a dog", "-k", "12"]) == 0  # all that were asked for
+    assert len(capsys.readouterr().out.splitlines()) == 15
+    assert main(["search", store, "a dog", "--where", "start_s > 60"]) == 0
+    assert capsys.readouterr().out == "> a dog\nno videos\n\n"
     report = folder / "found.html"
     assert main(["search", store, "a dog", "two cats", "--weights", weights, "-k", "5", "--html", str(report)]) == 0
     assert all(name in report.read_text("utf-8") for name in expected.ids.ravel())
@@ -171,6 +175,7 @@ def test_batches_are_one_index(folder, monkeypatch):
         (["search", "no.lance", "--like", "v1"], "no.lance: there is no such index"),
         (["search", "no.lance"], "expected sentences, or --like ID"),
         (["search", "no.lance", "a dog", " "], "got a blank one"),
+        (["embed", "features.lance", "v.lance", "--weights", "w.safetensors", "--actors", "2"], "belong to --ray"),
         (["search", "features.lance", "a dog"], "found features, of which `embed` makes one"),
         (["embed", "no.toml", "--zero-shot", "--to", "videos.lance"], "features: there is no file"),
         (["search", "no.lance", "a dog", "--like", "v1"], "expected sentences, or --like ID"),

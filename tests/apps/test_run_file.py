@@ -80,6 +80,9 @@ def test_train_and_evaluate(folder, capsys):
     assert main(["train", str(folder / "run.toml")]) == 0
     printed = capsys.readouterr().out
     assert "text to video" in printed
+    assert re.search(
+        r"^model: .+; embeddings: motion \d+, sound \d+; words: \d+ -> \d clusters?$", printed, re.MULTILINE
+    )
     assert f"{folder / 'run' / 'best.safetensors'}" in printed
     report = folder / "report.html"
     assert main(["evaluate", str(folder / "run.toml"), "--html", str(report), "--queries", "6"]) == 0

@@ -111,6 +111,9 @@ def test_similar_videos(filled):
         order = others[np.lexsort((NAMES[others], -scores[row, others].round(6)))][:8]
         assert np.abs(found.scores[row] - np.sort(scores[row, others])[::-1][:8]).max() < 1e-6
         assert found.ids[row].tolist() == NAMES[order].tolist()
+    nothing = index.search_like(NAMES[:2], 8, where="start_s < -1")
+    assert (nothing.ids.shape, nothing.shares.shape[:2]) == ((2, 0), (2, 0))
+    assert index.search_like("video 002", 8, where="start_s < -1").ids.shape == (0,)
     one = index.search_like("video 002", 8)
     assert one.ids.tolist() == found.ids[2].tolist()
 

@@ -94,7 +94,7 @@ def test_a_folder_to_a_dataset(media, tmp_path, workers, dtype):
     to = tmp_path / "features.lance"
     report = go(media, to, clips=Clips(2.0), workers=workers, dtype=dtype)
     assert (report.files, report.clips, report.skipped, report.problems) == (4, 6, 0, [])
-    assert not (tmp_path / "errors.csv").exists()
+    assert not (tmp_path / "features.errors.csv").exists()
     found = {row["id"]: row for row in rows(to)}
     assert set(found) == {
         "a.mp4#t=0.0,2.0",
@@ -118,11 +118,11 @@ def test_a_folder_to_a_dataset(media, tmp_path, workers, dtype):
 def test_it_is_read_like_any_file_of_features(media, tmp_path):
     to = tmp_path / "features.lance"
     go(media, to, clips=Clips(2.0))
-    (tmp_path / "errors.csv").write_text("file,clip,expert,reason\n")
+    (tmp_path / "features.errors.csv").write_text("file,clip,expert,reason\n")
     for files in (to, str(to), {"level": to, "words": to}, tmp_path / "below"):
         if files == tmp_path / "below":
             files.mkdir()
-            (tmp_path / "errors.csv").rename(files / "errors.csv")
+            (tmp_path / "features.errors.csv").rename(files / "features.errors.csv")
             to = to.rename(files / "features.lance")
         features = read_features(files)
         assert list(features.experts) == ["level", "words"]
@@ -145,7 +145,7 @@ class TestDamage:
         to = tmp_path / "features.lance"
         report = go(media, to)
         assert {x.file for x in report.problems} == {"empty.mp4", "text.mp4", "e.mkv"}
-        listed = {x["file"]: x["reason"] for x in problems(tmp_path / "errors.csv")}
+        listed = {x["file"]: x["reason"] for x in problems(tmp_path / "features.errors.csv")}
         assert listed["empty.mp4"] == "the file is empty"
         assert "not a media file" in listed["text.mp4"]
         assert "declared" in listed["e.mkv"]
@@ -160,16 +160,24 @@ class TestDamage:
         write_media(media / "empty.mp4", flat_frames([7] * 10))
         report = go(media, to)
         assert (report.clips, report.skipped) == (1, 5)
-        assert [x["file"] for x in problems(tmp_path / "errors.csv")] == ["e.mkv"]
+        assert [x["file"] for x in problems(tmp_path / "features.errors.csv")] == ["e.mkv"]
 
     def test_the_line_of_an_expert_goes_whatever_the_name_of_the_file(self, media, tmp_path):
         name, clip = "100% #1?.mkv", "100%25 %231%3F.mkv#t=0.0,2.0"
         files = find_media((media / "b.mkv").rename(media / name))
-        for dataset in ("features.lance", "other.lance"):  # beside the same errors.csv
-            report = extract_features(files, tmp_path / dataset, [Level(fail_on=[clip])], Clips(2.0))
-            assert report.skipped == 0
-        assert [(x["file"], x["clip"]) for x in problems(tmp_path / "errors.csv")] == [(name, clip)]
-        assert extract_features(files, tmp_path / "other.lance", [Level()], Clips(2.0)).skipped == 1
+        to = tmp_path / "features.lance"
+        assert extract_features(files, to, [Level(fail_on=[clip])], Clips(2.0)).skipped == 0
+        assert [(x["file"], x["clip"]) for x in problems(tmp_path / "features.errors.csv")] == [(name, clip)]
+        again = extract_features(files, to, [Level()], Clips(2.0))
+        assert (again.skipped, len(again.problems)) == (1, 1)
+        assert extract_features(files, tmp_path / "other.lance", [Level()], Clips(2.0)).problems == []
+
+    def test_the_line_of_a_file_that_is_gone_goes(self, media, tmp_path):
+        (media / "empty.mp4").touch()
+        assert len(go(media, tmp_path / "features.lance").problems) == 1
+        (media / "empty.mp4").unlink()
+        assert go(media, tmp_path / "features.lance").problems == []
+        assert not (tmp_path / "features.errors.csv").exists()
 
     def test_a_file_that_vanishes(self, media, tmp_path):
         files = find_media(media)
