@@ -21,6 +21,7 @@ from ..base.config import CEConfig, ExpertConfig
 from ..base.linear import EPSILON
 from ..model.cenet import Modality
 from ..model.kernels import Parameters, fold
+from ..model.pairs import negate_hidden, pair_layers
 from .onnx_nodes import Graph
 
 EXPERT_INPUT, AVAILABLE, TOKENS = "experts.{}", "available", "tokens"
@@ -120,7 +121,9 @@ class _Pairs:
         self._graph, self._config = graph, config
         self._available = graph.add("Cast", available, to=1)  # float32, (B, M)
         self._partners = self._share(self._available) if config.include_self else None
-        layers = _pair_layers(config, parameters)
+        layers = pair_layers(config, parameters)
+        if config.use_mish:
+            layers = negate_hidden(layers)  # see `_Pairs._activate`
         weight, bias = layers[0]
         left, right = weight.split(config.shared_dim, dim=1)
         self._right = graph.matrix(right.T)
@@ -174,19 +177,6 @@ class _Pairs:
         q = graph.add("Sigmoid", x)
         fraction = graph.add("Div", graph.number(-2), graph.add("Add", graph.add("Mul", q, q), one))
         return graph.add("Mul", x, graph.add("Add", fraction, one))
-
-
-def _pair_layers(config: CEConfig, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of g's layers, BatchNorms folded in, and negated before Mish (see `_Pairs._activate`)."""
-    layers = [parameters.linear("ce.g_reason_1")]
-    step = 3 if config.use_bn_reason else 2  # [BatchNorm,] activation, linear
-    for k in range(config.num_g_layers - 1):
-        if config.use_bn_reason:
-            layers[-1] = fold(layers[-1], *parameters.batch_norm(f"ce.g_reason_shared.{step * k}"))
-        layers.append(parameters.linear(f"ce.g_reason_shared.{step * k + step - 1}"))
-    if config.use_mish:
-        layers[:-1] = [(-weight, -bias) for weight, bias in layers[:-1]]
-    return layers
 
 
 # --- the text side ------------------------------------------------------------------------------------

@@ -24,23 +24,33 @@ from ..base.linear import spare_rows
 from .kernels import Parameters, fold, negated_mish
 
 
+def pair_layers(config: CEConfig, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
+    """Weight (out, in) and bias (out,) of g's layers, BatchNorms folded in. What follows a layer is an activation."""
+    layers = [parameters.linear("ce.g_reason_1")]
+    step = 3 if config.use_bn_reason else 2  # [BatchNorm,] activation, linear
+    for k in range(config.num_g_layers - 1):
+        if config.use_bn_reason:
+            layers[-1] = fold(layers[-1], *parameters.batch_norm(f"ce.g_reason_shared.{step * k}"))
+        layers.append(parameters.linear(f"ce.g_reason_shared.{step * k + step - 1}"))
+    return layers
+
+
+def negate_hidden(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The layers with the negative of what comes before an activation, as `negated_mish` wants it."""
+    return [*((-weight, -bias) for weight, bias in layers[:-1]), layers[-1]]
+
+
 class PairFunction:
     """The layers of g."""
 
     def __init__(self, config: CEConfig, parameters: Parameters) -> None:
         self._include_self, dim = config.include_self, config.shared_dim
-        layers = [parameters.linear("ce.g_reason_1")]
-        step = 3 if config.use_bn_reason else 2  # [BatchNorm,] activation, linear
-        for k in range(config.num_g_layers - 1):
-            if config.use_bn_reason:
-                layers[-1] = fold(layers[-1], *parameters.batch_norm(f"ce.g_reason_shared.{step * k}"))
-            layers.append(parameters.linear(f"ce.g_reason_shared.{step * k + step - 1}"))
+        layers = pair_layers(config, parameters)
         self._activate = F.relu_
         if config.use_mish:
             on_gpu = parameters.device.type == "cuda"  # where F.mish is one kernel
             self._activate = F.mish if on_gpu else negated_mish
-            if not on_gpu:  # negated_mish wants the negative of what comes before an activation
-                layers[:-1] = [(-weight, -bias) for weight, bias in layers[:-1]]
+            layers = layers if on_gpu else negate_hidden(layers)
         weight, bias = layers[0]
         self._left = parameters.pack(weight[:, :dim], bias)
         self._right = parameters.pack(weight[:, dim:])

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import linecache
 import os
 import resource
 import select
@@ -49,11 +48,9 @@ import numpy as np  # noqa: E402
 import samples  # noqa: E402
 import torch  # noqa: E402
 from common import resident  # noqa: E402
+from judging import is_ours  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import collaborative_experts  # noqa: E402
-
-PACKAGE = Path(collaborative_experts.__file__).resolve().parent
 SECONDS, BYTES, SILENCE_S = 1.0, 200e6, 60
 ADDRESSES = 4e9
 """Bytes of address space that the process may take beyond those of its libraries."""
@@ -213,15 +210,9 @@ def judge_content(content: list[Any], right: str, may_be_other: bool) -> tuple[s
 def judge_error(error: BaseException, path: Path) -> tuple[str, str]:
     """Whether an error is one of this package, in one line that names the file."""
     said = f"{type(error).__name__}: {str(error)[:300]}"
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    file = trace.tb_frame.f_code.co_filename
-    # An error of a library in C has no frame of its own: our line then calls, and does not raise.
-    is_raised = "raise" in linecache.getline(file, trace.tb_lineno)
-    is_ours = Path(file).resolve().is_relative_to(PACKAGE) and is_raised
-    if not isinstance(error, ValueError | TypeError | OSError) or not is_ours:
-        return "foreign", f"{said} at {file}:{trace.tb_lineno}"
+    ours, place = is_ours(error)
+    if not isinstance(error, ValueError | TypeError | OSError) or not ours:
+        return "foreign", f"{said} at {place}"
     if len(str(error).splitlines()) != 1 or path.stem not in str(error):
         return "foreign", f"{said}: is not one line that names the file"
     return "refused", said

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import linecache
 import pickle
 import sys
 import warnings
@@ -37,13 +36,13 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "proof")]
 
-import collaborative_experts  # noqa: E402
+from judging import PACKAGE, is_ours  # noqa: E402
+
 from collaborative_experts import CollaborativeExperts  # noqa: E402
 from helpers import SMALL, cenet  # noqa: E402
 
-PACKAGE = Path(collaborative_experts.__file__).resolve().parent
 TOLERANCE = 1e-5
 FAULTS = 0.25
 """Share of the calls that have one."""
@@ -283,14 +282,7 @@ class Call:
 
     def _judge_error(self, error: Exception) -> list[str]:
         self.said = f"{type(error).__name__}: {error}"
-        trace = error.__traceback__
-        while trace.tb_next is not None:
-            trace = trace.tb_next
-        file = trace.tb_frame.f_code.co_filename
-        # An error of a library in C has no frame of its own: our line then calls, and does not raise.
-        is_raised = "raise" in linecache.getline(file, trace.tb_lineno)
-        is_ours = Path(file).resolve().is_relative_to(PACKAGE) and is_raised
-        if type(error) not in (ValueError, TypeError) or not is_ours:
+        if type(error) not in (ValueError, TypeError) or not is_ours(error)[0]:
             return ["errors", "foreign"]
         return ["errors"] if self.has_fault or self.may_refuse else ["errors", "refused"]
 

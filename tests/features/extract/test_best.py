@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import tone
+from helpers import tone, write_siglip
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -41,15 +41,7 @@ def images(count, height=40, width=60):
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("siglip")
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.SiglipConfig(
-        text_config=small | {"vocab_size": 50, "projection_size": 32}, vision_config=small | {"image_size": 32}
-    )
-    torch.manual_seed(0)
-    transformers.SiglipModel(config).save_pretrained(folder)
-    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return str(folder)
+    return write_siglip(tmp_path_factory.mktemp("siglip"))
 
 
 @pytest.fixture(scope="module")
