@@ -101,7 +101,8 @@ def expert_names(path: Path) -> list[str]:
     with _SEVERAL_EXPERTS[path.suffix](path) as arrays:
         with reading(path):
             names = [name for name in arrays if name not in ID_NAMES]
-            videos = [name for name in names if not hasattr(arrays[name], "keys")] if len(names) == len(arrays) else []
+            has_ids = any(name in arrays for name in ID_NAMES)
+            videos = [] if has_ids else [name for name in names if not hasattr(arrays[name], "keys")]
         if videos:
             raise FeatureFileError(
                 f"{path}: expected arrays of experts beside {' or '.join(ID_NAMES)}, got {videos[0]!r} and no ids; "

@@ -358,6 +358,16 @@ class TestTrouble:
         page.goto(f"{page.url}?q=train&has=smell")
         page.get_by_text("expected some of motion, sound, words, got 'smell'").wait_for()
 
+    def test_what_is_typed_before_the_service_answers_stays(self, page):
+        held = []
+        page.route("**/health", lambda route: held.append(route))
+        page.reload()
+        until(page, "document.querySelector('#filters').open")  # the scripts are there and wait
+        page.locator("#query").fill("a dog")
+        held[0].continue_()
+        until(page, "document.querySelectorAll('.chip').length == 3")
+        assert page.locator("#query").input_value() == "a dog"
+
     def test_the_token_is_asked_for(self, make_page, index, folder):
         page = make_page()
         with serving(app_of(index, folder, TOKEN)) as (_, address):

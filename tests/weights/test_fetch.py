@@ -238,7 +238,7 @@ class RunsCode:
 WRONG_FILES = {
     "garbage": (b"<html>Sign in to the network</html>" * 100, "refused"),
     "empty": (b"", "not a complete PyTorch file"),
-    "truncated": (MODEL_BYTES[:-1000], "not a complete PyTorch file"),
+    "truncated": (MODEL_BYTES[:-1000], "it is damaged"),
     "no weights": (packed([1, 2]), "expected a state dict"),
     "another model": (packed({"ce.moe_fc.weight": torch.ones(2, 2)}), "not of this config's model"),
     "code": (packed({"state_dict": cenet(SMALL).state_dict(), "config": RunsCode()}), "refused, loading it would call"),

@@ -265,7 +265,10 @@ async function start() {
     if (!isAsked(state)) return drawProblem(error);
   }
   shownKey = null;
-  await show(readState());
+  const typed = byId("query").value; // before the service answered
+  const drawn = show(readState());
+  if (!state.q) byId("query").value = typed;
+  await drawn;
   if (!isAsked(state)) byId("query").focus();
 }
 
