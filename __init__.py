@@ -11,9 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .base import forks
 from .base.dependencies import check_dependencies
 
 check_dependencies()
+forks.register()
 
 # Before the factory: importing the submodule of the same name later would replace it.
 import_module(".collaborative_experts", __name__)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike
 from ..base.archives import check_archive, check_expansion
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra, is_panic
+from ..base.forks import import_lance
 from .safe_pickle import load_arrays, load_tensors
 
 ID_NAMES = ("video_id", "ids")
@@ -560,9 +560,7 @@ def _open_lance(path: Path, expert: str) -> Iterator[Source]:
 
 
 def _lance_dataset(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        lance = extra("lance", "extract-offline")
+    lance = import_lance("extract-offline")
     with reading(path):
         return lance.dataset(str(path))
 

@@ -24,7 +24,6 @@ import json
 import os
 import shutil
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -37,6 +36,7 @@ import numpy as np
 import torch
 
 from ..base.dependencies import extra, is_panic
+from ..base.forks import check_lance, import_lance
 from ..base.slices import slices
 from ..features.formats import LANCE_HEADER
 from .arrays import as_numpy
@@ -141,7 +141,7 @@ class VideoStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._local = "://" not in uri
-        self._lance = _import_lance()
+        self._lance = import_lance("index")
         if self._local and not Path(uri).parent.is_dir():
             raise FileNotFoundError(f"{uri}: there is no folder {Path(uri).parent}")
         self._dataset: Any = None
@@ -160,6 +160,7 @@ class VideoStore:
 
     def refresh(self) -> Any:
         """The newest version as a Lance dataset; None while nothing was added."""
+        check_lance()
         with self._reporting("read"):
             before = self._dataset
             if before is None:
@@ -510,12 +511,6 @@ class VideoStore:
 
 
 # --- Arrow ------------------------------------------------------------------------------------------------
-
-
-def _import_lance() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return extra("lance", "index")
 
 
 def _schema(header: Header) -> Any:

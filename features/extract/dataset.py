@@ -16,7 +16,6 @@ at all, so a run that was killed goes on where it stood.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from ...base.dependencies import extra
+from ...base.forks import import_lance
 from ..formats import LANCE_HEADER
 from .expert import Extracted
 
@@ -130,7 +130,7 @@ class FeatureDataset:
 
     def __init__(self, path: Path, making: Making) -> None:
         self.path, self.making = path, making
-        self._lance, self._arrow = import_lance(), extra("pyarrow", EXTRA)
+        self._lance, self._arrow = import_lance(EXTRA), extra("pyarrow", EXTRA)
         self._schema = _schema(making)
         self.ids: set[str] = set()
         self.complete: set[str] = set()
@@ -189,19 +189,12 @@ def writing(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def import_lance() -> Any:
-    """The module `lance`, imported without its deprecation warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return extra("lance", EXTRA)
-
-
 def open_dataset(path: Path) -> Any:
     """The newest version of a dataset. Raises ValueError where there is something else at the path."""
     if path.is_file():
         raise ValueError(f"{path}: expected a Lance dataset of features, as `extract` writes it; found a file")
     try:
-        return import_lance().dataset(str(path))
+        return import_lance(EXTRA).dataset(str(path))
     except (ValueError, OSError) as error:
         reason = str(error).partition(", /")[0].splitlines()[0]
         raise ValueError(f"{path}: expected a Lance dataset of features: {reason}") from None
