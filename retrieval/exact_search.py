@@ -43,7 +43,7 @@ STEPS = 127
 FINE_STEPS = 254
 """Fine codes count in this fraction of a coarse step, so that half a step is 127 of them."""
 
-CHUNK = 4096
+CHUNK = 8192
 """Videos of one product: enough to be efficient, few enough for scores of 64 texts to stay in the cache and small."""
 
 QUANTISE_ROWS = 512
