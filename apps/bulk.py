@@ -6,9 +6,9 @@ that a run which was killed and started again stores the very rows that an undis
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..base.dependencies import extra
-from ..base.files import replacing
+from ..base.files import errors_path, write_errors
+from ..base.matrices import from_matrix, to_matrix
 from ..features.extract.clip_facts import iter_clip_facts
 from ..features.features import BATCH, FeatureReader, Features, Files
 from ..features.formats import LANCE
@@ -64,7 +65,7 @@ class BulkReport:
         if self.without_experts:
             lines.append(f"{self.without_experts:,} videos without any expert were left out")
         if self.errors:
-            where = errors_path(self.to)
+            where = _errors_path(self.to)
             lines.append(f"{len(self.errors):,} videos cannot be read{f', listed in {where}' if where else ''}:")
             lines += [f"  {video}: {reason}" for video, reason in self.errors[:10]]
             if len(self.errors) > 10:
@@ -100,33 +101,34 @@ def bulk_embed(
         OSError: the index cannot be written. What was added before is intact, and the same call goes on.
         RuntimeError: a worker raised.
     """
-    operator = CollaborativeExperts(weights_path=weights, device=device, modality="video", dtype=dtype)
-    with FeatureReader(features, operator.config) as reader:
-        videos = len(reader.ids)
-    shards = _shards(videos, sum(operator.config.output_dims.values()))
-    journal = Journal(_journal_path(to), [_facts(features), str(weights), operator.identity.weights, dtype, shards])
-    report = BulkReport(str(to))
-    for entry in journal.finished.values():
-        report.count(entry)
-    waiting = [shard for shard in shards if shard["shard"] not in journal.finished]
     make_worker = partial(EmbeddingWorker, features, weights, device, dtype)
-    with VideoIndex(to) as index, extra("tqdm", "index").tqdm(total=videos, unit=" videos", desc="embed") as bar:
-        bar.update(videos - sum(shard["stop"] - shard["start"] for shard in waiting))
-        for number, table in _whole_shards(run_tasks(make_worker, waiting, pool), waiting):
-            entry = _store(index, table, operator.identity)
-            journal.finish(number, entry)
+    report, errors_file = BulkReport(str(to)), _errors_path(to)
+    with closing(make_worker()) as worker:  # it says what there is to do, and does it where there is no pool
+        shards = _shards(len(worker.ids), worker.dim)
+        journal = Journal(_journal_path(to), [_facts(features), str(weights), worker.model.weights, dtype, shards])
+        for entry in journal.finished.values():
             report.count(entry)
-            bar.update(len(table))
-        if report.added:
-            index.note_weights(weights)
-    _write_errors(errors_path(to), report.errors)
+        waiting = [shard for shard in shards if shard["shard"] not in journal.finished]
+        tables = run_tasks(make_worker if pool else lambda: worker, waiting, pool)
+        total = len(worker.ids)
+        with VideoIndex(to) as index, extra("tqdm", "index").tqdm(total=total, unit=" videos", desc="embed") as bar:
+            bar.update(total - sum(shard["stop"] - shard["start"] for shard in waiting))
+            for number, table in _whole_shards(tables, waiting):
+                entry = _store(index, table, worker.model)
+                journal.finish(number, entry)
+                report.count(entry)
+                bar.update(len(table))
+            if report.added:
+                index.note_weights(weights)
+    if errors_file is not None:
+        write_errors(errors_file, ["id", "reason"], report.errors)
     journal.remove()
     return report
 
 
-def errors_path(to: str | Path) -> Path | None:
-    """The file that lists what cannot be read, beside an index of this machine: `videos.errors.csv`."""
-    return None if "://" in str(to) else Path(to).with_suffix(".errors.csv")
+def _errors_path(to: str | Path) -> Path | None:
+    """The file that lists what cannot be read, beside an index of this machine."""
+    return None if "://" in str(to) else errors_path(Path(to))
 
 
 # --- workers ------------------------------------------------------------------------------------------------
@@ -137,6 +139,11 @@ class EmbeddingWorker:
 
     `shard`; `id`; `error`, the reason where its features cannot be read; `clip`, JSON, where `extract` made them;
     `available` (M,) bool; and for each expert `embedding.NAME` (D,) float32. Where there is an error, the rest is null.
+
+    Attributes:
+        ids: the videos of the files, of which tasks name spans.
+        dim: numbers of a video's embeddings, of all experts.
+        model: the identity of the model.
     """
 
     def __init__(self, features: Files, weights: str | Path, device: str | None, dtype: str) -> None:
@@ -144,10 +151,16 @@ class EmbeddingWorker:
         self._reader = FeatureReader(features, self._operator.config)
         is_extracted = isinstance(features, str | Path) and Path(features).suffix == LANCE
         self._extracted = Path(features) if is_extracted else None
+        self.ids, self.model = self._reader.ids, self._operator.identity
+        self.dim = sum(self._operator.config.output_dims.values())
+
+    def close(self) -> None:
+        """Close the files."""
+        self._reader.close()
 
     def __call__(self, task: Task) -> Iterator[Any]:
         arrow = extra("pyarrow", "index")
-        ids = self._reader.ids[task["start"] : task["stop"]]
+        ids = self.ids[task["start"] : task["stop"]]
         tables, bad = [], []
         clips = self._clips(task)
         for start in range(0, len(ids), BATCH):
@@ -178,8 +191,8 @@ class EmbeddingWorker:
         video = self._operator.encode_video(batch.experts, batch.ind)
         columns = {"id": arrow.array(batch.ids), "error": arrow.nulls(len(batch), arrow.string())}
         columns["clip"] = arrow.array([clips.get(video) for video in batch.ids], arrow.string())
-        columns["available"] = _lists(video.available)
-        return arrow.table(columns | {EMBEDDING + name: _lists(x) for name, x in video.embds.items()})
+        columns["available"] = from_matrix(video.available)
+        return arrow.table(columns | {EMBEDDING + name: from_matrix(x) for name, x in video.embds.items()})
 
 
 def _read_good(reader: FeatureReader, ids: Sequence[str]) -> tuple[Features | None, list[tuple[str, str]]]:
@@ -231,12 +244,12 @@ def _store(index: VideoIndex, table: Any, model: ModelIdentity) -> Entry:
     compute = extra("pyarrow.compute", "index")
     is_good = compute.is_null(table["error"])
     good, bad = table.filter(is_good), table.filter(compute.invert(is_good))
-    available = _matrix(good["available"]) if len(good) else np.empty((0, 1), dtype=bool)
+    available = to_matrix(good["available"]) if len(good) else np.empty((0, 1), dtype=bool)
     kept = available.any(axis=1)
     if kept.any():
         rows = good.filter(kept)
         names = [name for name in rows.column_names if name.startswith(EMBEDDING)]
-        embeddings = {name.removeprefix(EMBEDDING): _matrix(rows[name]) for name in names}
+        embeddings = {name.removeprefix(EMBEDDING): to_matrix(rows[name]) for name in names}
         clips = [json.loads(text) if text else {} for text in rows["clip"].to_pylist()]
         index.add(
             rows["id"].to_pylist(),
@@ -249,18 +262,6 @@ def _store(index: VideoIndex, table: Any, model: ModelIdentity) -> Entry:
     return {"added": int(kept.sum()), "without_experts": int((~kept).sum()), "errors": errors}
 
 
-def _lists(matrix: np.ndarray) -> Any:
-    """A matrix as an Arrow array of lists."""
-    arrow = extra("pyarrow", "index")
-    return arrow.FixedSizeListArray.from_arrays(arrow.array(matrix.reshape(-1)), matrix.shape[1])
-
-
-def _matrix(column: Any) -> np.ndarray:
-    """An Arrow column of lists of one size as a matrix."""
-    array = column.combine_chunks()
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
-
-
 def _journal_path(to: str | Path) -> Path | None:
     return None if "://" in str(to) else Path(to, "_embed", "journal.jsonl")
 
@@ -269,16 +270,3 @@ def _facts(features: Files) -> list[Any]:
     """The files of the features, whose they are, and what tells that they have changed."""
     paths = features if isinstance(features, Mapping) else {"": features}
     return [[name, str(Path(path).absolute()), fingerprint(Path(path))] for name, path in paths.items()]
-
-
-def _write_errors(path: Path | None, errors: Sequence[tuple[str, str]]) -> None:
-    """One line a video; no file where there are none."""
-    if path is None:
-        return
-    if not errors:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "reason"])
-        writer.writerows(errors)

@@ -8,11 +8,8 @@ import json
 from pathlib import Path
 
 from .bulk import bulk_embed
-from .tasks import add_pool_arguments, pool_of
+from .tasks import EXIT_PROBLEMS, add_pool_arguments, pool_of
 from .zero_shot import embed_zero_shot
-
-EXIT_PROBLEMS = 3
-"""The exit status of a run that came to its end and could not read everything."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

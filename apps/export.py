@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from ..base.config import MSRVTT, CEConfig
@@ -12,6 +11,7 @@ from ..hub.export import DTYPES, export_onnx
 from ..model.cenet import Modality, meta_model
 from ..model.checkpoint import check_weights, fingerprint, read_config, read_weights
 from ..retrieval.embeddings import ModelIdentity
+from .describe import config_of
 
 SIDES: dict[str, Modality] = {"video": "video", "text": "text", "both": None}
 
@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, say what was written, and return the exit status."""
-    config = CEConfig.from_json(options.config) if options.config else read_config(options.weights)
-    if config is None:
-        print("no --config, and none in the file: taken for the default MSR-VTT model", file=sys.stderr)
+    config = config_of(options.weights, options.config)
     path = export(options.weights, options.to, side=SIDES[options.side], dtype=options.dtype, config=config)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0

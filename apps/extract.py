@@ -17,13 +17,10 @@ from ..features.extract.dataset import FeatureDataset, Making, Row, file_of, row
 from ..features.extract.expert import PRESETS, Extractor, make_extractors
 from ..features.extract.run import Problem, Report, extract_features, find_media, read_rows
 from ..training.encoder import SentenceEncoder
-from .tasks import Pool, Task, add_pool_arguments, pool_of, run_tasks
+from .tasks import EXIT_PROBLEMS, Pool, Task, add_pool_arguments, pool_of, run_tasks
 
 TASK_BYTES = 2**28
 """Media files of a task: some small files, or one large one."""
-
-EXIT_PROBLEMS = 3
-"""The exit status of a run that came to its end and could not read everything."""
 
 
 def extract(

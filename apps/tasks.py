@@ -21,6 +21,9 @@ import torch
 from ..base.checks import check_size
 from ..base.dependencies import extra
 
+EXIT_PROBLEMS = 3
+"""The exit status of a run that came to its end and could not read everything."""
+
 Task = Mapping[str, Any]
 
 BLOCK_BYTES = 2**30

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -44,3 +45,19 @@ def named_path(uri: str | None) -> Path | None:
     elif "://" in uri:
         return None
     return None if "\0" in uri else Path(uri)
+
+
+def errors_path(path: Path) -> Path:
+    """The file beside a dataset or an index that lists what could not be read: `NAME.errors.csv`."""
+    return path.with_suffix(".errors.csv")
+
+
+def write_errors(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write what could not be read, one line each; no file where there is nothing."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -23,6 +23,7 @@ from ..base.archives import check_archive, check_expansion
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra, is_panic
 from ..base.forks import import_lance
+from ..base.matrices import to_matrix
 from .safe_pickle import load_arrays, load_tensors
 
 ID_NAMES = ("video_id", "ids")
@@ -544,7 +545,7 @@ class _LanceRows:
 def _lance_array(values: Any) -> np.ndarray:
     """A vector, or tokens of a fixed size."""
     if hasattr(values.type, "list_size"):
-        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)
+        return to_matrix(values)
     return values.to_numpy(zero_copy_only=False)
 
 

@@ -37,6 +37,7 @@ import torch
 
 from ..base.dependencies import extra, is_panic
 from ..base.forks import check_lance, import_lance
+from ..base.matrices import from_matrix, to_matrix
 from ..base.slices import slices
 from ..features.formats import LANCE_HEADER
 from .arrays import as_numpy
@@ -296,9 +297,9 @@ class VideoStore:
             if batch.num_rows:
                 yield CodeRows(
                     batch["_rowaddr"].to_numpy().astype(np.int64),
-                    _matrix(batch["coarse"]),
-                    _matrix(batch["scale"]),
-                    _matrix(batch["residual"]),
+                    to_matrix(batch["coarse"]),
+                    to_matrix(batch["scale"]),
+                    to_matrix(batch["residual"]),
                     availability(batch["pattern"].to_pylist()),
                     batch[bias].to_numpy() if bias else np.zeros(batch.num_rows),
                 )
@@ -310,7 +311,7 @@ class VideoStore:
         return Vectors(
             rows.addresses,
             np.array(table["id"].to_pylist(), dtype=object),
-            _matrix(table["vector"]),
+            to_matrix(table["vector"]),
             availability(table["pattern"].to_pylist()),
             table[bias].to_numpy() if bias else np.zeros(len(rows.addresses)),
         )
@@ -331,9 +332,9 @@ class VideoStore:
             piece = Rows(rows.dataset, rows.addresses[part], rows.positions[part])
             table = piece.take(["pattern", "fine", "scale", "fine_residual"])
             chunk = Chunk(
-                _matrix(table["fine"]),
-                _matrix(table["scale"]) / FINE_STEPS,
-                _matrix(table["fine_residual"]),
+                to_matrix(table["fine"]),
+                to_matrix(table["scale"]) / FINE_STEPS,
+                to_matrix(table["fine_residual"]),
                 availability(table["pattern"].to_pylist()),
                 dims,
             )
@@ -555,7 +556,7 @@ def _record_batch(schema: Any, columns: dict[str, Any]) -> Any:
             return arrow.nulls(rows, kind)
         values = columns[name]
         if arrow.types.is_fixed_size_list(kind):
-            return arrow.FixedSizeListArray.from_arrays(arrow.array(values.reshape(-1)), values.shape[1])
+            return from_matrix(values)
         if name == "metadata":
             return arrow.array(values, arrow.string()).cast(kind)
         return arrow.array(values, kind, from_pandas=True)
@@ -585,7 +586,7 @@ def _bias_schema(name: str) -> Any:
 def _biases(bank: QueryBank, header: Header, name: str, batch: Any) -> Any:
     """The biases that a bank subtracts from the scores of a batch of rows."""
     available = availability(batch["pattern"].to_pylist())
-    biases = bank.biases(_embeddings(header, _matrix(batch["vector"]), available))
+    biases = bank.biases(_embeddings(header, to_matrix(batch["vector"]), available))
     return extra("pyarrow", "index").record_batch([biases], schema=_bias_schema(name))
 
 
@@ -604,7 +605,7 @@ def _bank_table(bank: QueryBank) -> Any:
     arrow = extra("pyarrow", "index")
     embeddings = np.concatenate([as_numpy(x).astype(np.float32) for x in bank.text.embds.values()], axis=1)
     columns = {"embeddings": embeddings, "weights": as_numpy(bank.text.weights).astype(np.float32)}
-    arrays = [arrow.FixedSizeListArray.from_arrays(x.reshape(-1), x.shape[1]) for x in columns.values()]
+    arrays = [from_matrix(x) for x in columns.values()]
     settings = {name: getattr(bank, name) for name in ("method", "beta", "alpha", "k")}
     return arrow.table(arrays, names=list(columns)).replace_schema_metadata({_BANK: json.dumps(settings)})
 
@@ -612,7 +613,7 @@ def _bank_table(bank: QueryBank) -> Any:
 def _read_bank(dataset: Any, header: Header) -> QueryBank:
     table = dataset.to_table()
     text = TextEmbeddings(
-        _by_expert(header, _matrix(table["embeddings"])), _matrix(table["weights"]), model=header.model
+        _by_expert(header, to_matrix(table["embeddings"])), to_matrix(table["weights"]), model=header.model
     )
     return QueryBank(text, **json.loads(dataset.schema.metadata[_BANK]))
 
@@ -632,12 +633,6 @@ def availability(texts: Sequence[str]) -> np.ndarray:
         raise OSError("the patterns of its rows differ in length")
     digits = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
     return (digits == ord("1")).reshape(len(texts), len(texts[0]) if texts else 0)
-
-
-def _matrix(column: Any) -> np.ndarray:
-    """(n, size) of a column of lists of one size; no copy where Arrow holds it in one piece."""
-    array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
 
 
 def _among(ids: Sequence[str]) -> str:

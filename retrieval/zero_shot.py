@@ -23,6 +23,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +97,7 @@ class ZeroShot:
         """The spaces that sentences are embedded in, each once."""
         return tuple(dict.fromkeys(expert.space for expert in self.experts.values()))
 
-    @property
+    @cached_property
     def identity(self) -> ModelIdentity:
         """The identity of embeddings that are made in this way."""
         config = json.dumps({KEY: asdict(self)})

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...base.checks import check_choice, check_size
 from ...base.dependencies import extra
-from ...base.files import replacing
+from ...base.files import errors_path, write_errors
 from .clips import Clip, Clips, MediaFile, read_clips
 from .dataset import FeatureDataset, Making, Row, file_of, package_versions, writing
 from .expert import Extracted, Extractor, Output, describe
@@ -163,7 +163,8 @@ def extract_features(
                 read(waiting, dataset, report)
         finally:
             report.problems[:0] = earlier
-            _write_errors(errors_path(to), report.problems)
+            rows = [(x.file, x.clip, x.expert, x.reason) for x in report.problems]
+            write_errors(errors_path(to), _COLUMNS, rows)
         dataset.compact()
     return report
 
@@ -397,11 +398,6 @@ class _Reader:
 _COLUMNS = ("file", "clip", "expert", "reason")
 
 
-def errors_path(to: Path) -> Path:
-    """The file that lists the problems of a dataset, beside it."""
-    return to.with_suffix(".errors.csv")
-
-
 def _read_errors(path: Path, complete: Collection[str]) -> list[Problem]:
     """The problems that earlier runs had with files that are complete; others are read again, or are gone."""
     if not path.is_file():
@@ -409,14 +405,3 @@ def _read_errors(path: Path, complete: Collection[str]) -> list[Problem]:
     with path.open(newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     return [Problem(*(row.get(x) or "" for x in _COLUMNS)) for row in rows if row.get("file") in complete]
-
-
-def _write_errors(path: Path, problems: Sequence[Problem]) -> None:
-    """One line a problem; no file where there are none."""
-    if not problems:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows([x.file, x.clip, x.expert, x.reason] for x in problems)
