@@ -1,73 +1,79 @@
 """Inner products of texts in 14 bits with codes in 8 bits, in whole numbers.
 
 A text is two rows of 7 bits (`Int8Rows`), so that its product is that of the first row plus 1/126 of the second's.
-Three ways, of which the first is taken that gives the exact whole numbers on this processor:
+Codes are multiplied as they lie in memory: they are compared as soon as they are read, and held once. Processors differ
+in which library does that fastest, by a factor of 20 (oneDNN without VNNI runs a reference code), so the ways are timed
+when they are first needed, and the fastest is taken that gives the exact whole numbers:
 
-1. oneDNN's product of the codes as they lie. Nothing is packed: codes are compared as soon as they are read, and held
-   once. Processors without VNNI add two products in 16 bits, where these codes overflow.
-2. oneDNN's product of packed codes with rows that have no sign, where nothing overflows. Packing 100 MB takes half a
-   second.
-3. The product in float32.
+1. NumKong's, with kernels for each processor.
+2. oneDNN's, through PyTorch.
+3. The product in float32, where neither is exact.
 
 What was measured is in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.linear import INT8_STEPS, INT8_ZERO
+from ..base.linear import INT8_STEPS
 
 Product = Callable[[Tensor], Tensor]
 """(2 T, D) int8, the texts' coarse rows before their fine ones -> (T, n) float32, the inner products of
 (coarse + fine / 126) / 63 with the scaled codes."""
 
+Way = Callable[[Tensor, Tensor], Tensor]
+"""(2 T, D) and (n, D) int8, T and n above 0 -> (2 T, n), their inner products in whole numbers, of any type."""
+
+TRIAL_ROWS, TRIAL_DIM = 512, 512
+"""Size of the codes that the ways are timed with: a few milliseconds in all."""
+
+TRIALS = 3
+"""Times that each way is tried; the shortest counts."""
+
 
 def scaled_product(codes: Tensor, scale: Tensor) -> Product:
-    """Products of texts with the codes (n, D) int8 of one expert, scaled by (n,) float32."""
-    if codes.shape[1] == 1:  # `torch._int_mm` is wrong for a single column (PyTorch 2.13)
-        return float_product(codes, scale)
-    return _fastest()(codes, scale)
-
-
-def plain_product(codes: Tensor, scale: Tensor) -> Product:
-    """The first way; holds `codes` itself."""
-    columns, by = codes.T, scale / INT8_STEPS
-
-    def product(values: Tensor) -> Tensor:
-        texts = len(values) // 2
-        if texts == 1:  # two products of a vector read the codes as fast as memory gives them, one of a matrix does not
-            coarse, fine = (torch._int_mm(row, columns) for row in values.split(1))
-        else:
-            coarse, fine = halves(torch._int_mm(values, columns))
-        return _joined(coarse.float(), fine.float()).mul_(by)
-
-    return product
-
-
-def packed_product(codes: Tensor, scale: Tensor) -> Product:
-    """The second way; holds a packed copy."""
-    packed = torch.ops.onednn.qlinear_prepack(codes, None)
-    no_shift, multiply = torch.zeros(len(scale), dtype=torch.int64), torch.ops.onednn.qlinear_pointwise.default
-
-    def product(values: Tensor) -> Tensor:
-        rows = values.to(torch.uint8).add_(INT8_ZERO)  # modulo 256
-        y = multiply(
-            rows, 1 / INT8_STEPS, INT8_ZERO, packed, scale, no_shift, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return _joined(*halves(y))
-
-    return product
-
-
-def float_product(codes: Tensor, scale: Tensor) -> Product:
-    """The third way; holds `codes` itself."""
+    """Products of texts with the codes (n, D) int8 of one expert, scaled by (n,) float32. Holds `codes` itself."""
     by = scale / INT8_STEPS
-    return lambda values: _joined(*halves(values.float() @ codes.float().T)).mul_(by)
+
+    def product(values: Tensor) -> Tensor:
+        if not len(values) or not len(codes):
+            return torch.zeros(len(values) // 2, len(codes))
+        coarse, fine = halves(_fastest(len(values) == 2)(values, codes))
+        return coarse.float().add_(fine, alpha=0.5 / INT8_STEPS).mul_(by)
+
+    return product
+
+
+def numkong_product(values: Tensor, codes: Tensor) -> Tensor:
+    """The first way. The texts are packed: they are fewer."""
+    import numkong  # where it is not installed, this way is not taken
+
+    packed = numkong.dots_pack(values.numpy())
+    products = numkong.dots_packed(codes.numpy(), packed, threads=torch.get_num_threads())  # type: ignore[call-arg]
+    return torch.from_numpy(np.asarray(products)).T
+
+
+def onednn_product(values: Tensor, codes: Tensor) -> Tensor:
+    """The second way."""
+    if codes.shape[1] == 1:  # `torch._int_mm` is wrong for a single column (PyTorch 2.13)
+        return float_product(values, codes)
+    if (
+        len(values) == 2
+    ):  # two products of a vector read the codes as fast as memory gives them, one of a matrix does not
+        return torch.cat([torch._int_mm(row, codes.T) for row in values.split(1)])
+    return torch._int_mm(values, codes.T)
+
+
+def float_product(values: Tensor, codes: Tensor) -> Tensor:
+    """The third way, exact up to 2^24."""
+    return values.float() @ codes.float().T
 
 
 def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,24 +82,27 @@ def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:texts], rows[texts:]
 
 
-def _joined(coarse: Tensor, fine: Tensor) -> Tensor:
-    return coarse.add_(fine, alpha=0.5 / INT8_STEPS)
-
-
 @cache
-def _fastest() -> Callable[[Tensor, Tensor], Product]:
-    return next((way for way in (plain_product, packed_product) if is_exact(way)), float_product)
+def _fastest(one_text: bool) -> Way:
+    """The fastest way for one text, or for many."""
+    exact = [way for way in (numkong_product, onednn_product) if is_exact(way)]
+    values = torch.ones(2 if one_text else 64, TRIAL_DIM, dtype=torch.int8)
+    codes = torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8)
+    return min(exact, key=lambda way: min(_seconds(way, values, codes) for _ in range(TRIALS)), default=float_product)
 
 
-def is_exact(way: Callable[[Tensor, Tensor], Product]) -> bool:
-    """True where this processor computes it, and without overflow for the largest numbers that occur."""
-    scale, codes = torch.full((4,), float(INT8_STEPS)), torch.full((4, 16), 127, dtype=torch.int8)
-    largest = torch.full((16,), INT8_STEPS, dtype=torch.int8)
+def _seconds(way: Way, values: Tensor, codes: Tensor) -> float:
+    start = time.perf_counter()
+    way(values, codes)
+    return time.perf_counter() - start
+
+
+def is_exact(way: Way) -> bool:
+    """True where this processor computes it, without overflow for the largest numbers that occur."""
+    largest = torch.full((4, 256), INT8_STEPS, dtype=torch.int8)
+    codes = torch.full((8, 256), 127, dtype=torch.int8)
     try:
-        products = [
-            way(sign * codes, scale)(torch.stack(2 * texts * [largest])) for sign in (1, -1) for texts in (1, 2)
-        ]
-    except (RuntimeError, AttributeError):
+        products = [way(largest[:rows], sign * codes) for rows in (2, 4) for sign in (1, -1)]
+    except (ImportError, RuntimeError, AttributeError):
         return False
-    expected = 16 * 127 * INT8_STEPS * (1 + 0.5 / INT8_STEPS)
-    return all(bool(((y.abs() - expected).abs() < 1e-6 * expected).all()) for y in products)
+    return all(bool((x.abs() == 256 * 127 * INT8_STEPS).all()) for x in products)

@@ -3,14 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
-from collaborative_experts.retrieval import exact_search, products
-from collaborative_experts.retrieval.products import float_product, is_exact, packed_product, plain_product
+from collaborative_experts.retrieval import products
+from collaborative_experts.retrieval.products import float_product, is_exact, numkong_product, onednn_product
 
-WAYS = [plain_product, packed_product, float_product]
+WAYS = [numkong_product, onednn_product, float_product]
 
 
 def numbers(texts, videos, dim, largest):
@@ -26,42 +27,57 @@ def numbers(texts, videos, dim, largest):
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("dim", [1, 2, 3, 33, 256, 768])
 @pytest.mark.parametrize("way", [None, *WAYS], ids=lambda way: way.__name__ if way else "the one that is taken")
-def test_whole_numbers(way, dim, largest):
+def test_whole_numbers(way, dim, largest, monkeypatch):
     if way and not is_exact(way):
         pytest.skip("not exact on this processor, so it is not taken")
-    if way is plain_product and dim == 1:
-        pytest.skip("float_product is taken")
+    if way:
+        monkeypatch.setattr(products, "_fastest", lambda one_text: way)
     for texts in (0, 1, 2, 9, 64):
         for videos in (1, 7, 300):
             rows, codes = numbers(texts, videos, dim, largest)
             scale = torch.linspace(0.5, 2, videos)
-            found = (way or exact_search.scaled_product)(codes, scale)(rows).double()
+            found = products.scaled_product(codes, scale)(rows).double()
             coarse, fine = rows[:texts].double(), rows[texts:].double()
             expected = (coarse + fine / 126) @ codes.double().T * scale.double() / 63
             assert found.shape == expected.shape
             assert (found - expected).abs().amax() <= 1e-6 * max(1.0, float(expected.abs().amax())) if texts else True
 
 
-def test_a_product_that_overflows_is_not_taken(monkeypatch):
-    def overflowing(codes, scale):
-        return lambda rows: plain_product(codes, scale)(rows).clamp_max(2.0**14)
-
-    assert not is_exact(overflowing)
-    monkeypatch.setattr(products, "plain_product", overflowing)
+@pytest.fixture
+def anew():
+    """The ways are tried again, now and after the test."""
     products._fastest.cache_clear()
-    try:
-        assert products._fastest() in (packed_product, float_product)
-    finally:
-        products._fastest.cache_clear()
+    yield
+    products._fastest.cache_clear()
 
 
-@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE_VNNI"])
-def test_on_other_processors(instructions, root):
-    """oneDNN reads the variable once, at its first product, hence a process for each. Without VNNI the plain product
-    overflows, which these tests would see."""
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
+def test_a_product_that_overflows_is_not_taken(anew, monkeypatch):
+    monkeypatch.setattr(products, "numkong_product", lambda *args: numkong_product(*args).clamp_max(2**14))
+    assert not is_exact(products.numkong_product)
+    assert products._fastest(True) in (onednn_product, float_product)
+
+
+def test_a_slow_product_is_not_taken(anew, monkeypatch):
+    def slow(values, codes):
+        time.sleep(0.02)
+        return onednn_product(values, codes)
+
+    monkeypatch.setattr(products, "onednn_product", slow)
+    assert products._fastest(True) is products._fastest(False) is numkong_product
+
+
+def test_a_library_that_is_not_there(anew, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numkong", None)
+    assert not is_exact(numkong_product)
+    assert products._fastest(True) in (onednn_product, float_product)
+
+
+def test_without_vnni(root):
+    """oneDNN reads the variable once, at its first product, hence a process. Without VNNI its product overflows, or
+    runs a reference code, and must not be taken."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     tests = ["tests/retrieval/test_products.py", "tests/retrieval/test_exact_search.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not other_processors", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not without_vnni", *tests]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
