@@ -147,6 +147,20 @@ def test_added_later_is_on_the_same_scale(features, tmp_path, capsys):
         app.embed_zero_shot(tmp_path / "one.lance", store)
 
 
+def test_the_scale_is_that_of_clips_of_the_whole_dataset(tmp_path, monkeypatch):
+    """Not of the first ones, which are often of one film."""
+    monkeypatch.setattr(app, "MOST_CLIPS", 4)
+    monkeypatch.setattr("collaborative_experts.features.extract.clip_facts.BATCH", 3)
+    clips = [{"appearance": seen(name)} for name in ["dog"] * 4 + ["car"] * 4 + ["tree"] * 4]
+    write(tmp_path / "features.lance", {"appearance": APPEARANCE}, clips)
+    path, experts = tmp_path / "features.lance", app.choose_experts(tmp_path / "features.lance")
+    ids, vectors = app._sample(path, experts, Spaces(), None)
+    assert [name.split("=")[1] for name in ids] == ["0.0,1.0", "3.0,4.0", "7.0,8.0", "11.0,12.0"]
+    expected = Words().embed(["dog", "dog", "car", "tree"])
+    cosine = (vectors["appearance"] * expected).sum(1) / np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(cosine, np.linalg.norm(vectors["appearance"], axis=1), rtol=1e-5)
+
+
 def test_captions_fit_the_weights(features, tmp_path):
     captions = tmp_path / "captions.csv"
     ids = [f"film.mp4#t={i}.0,{i + 1}.0" for i in range(6)]
