@@ -22,6 +22,7 @@ from ..retrieval.zero_shot import (
     with_fitted_weights,
 )
 from ..training.captions import Captions, read_captions
+from ..training.encoder import SentenceEncoder
 
 MOST_CAPTIONS = 2000
 """Captions that are used as the bank and to fit weights."""
@@ -39,6 +40,7 @@ def embed_zero_shot(
     captions: str | Path | None = None,
     encoder: str | Path | None = None,
     device: str | None = None,
+    trusted: bool = False,
 ) -> int:
     """Embed the clips that `extract` wrote and add them to an index that sentences can search without training.
 
@@ -52,6 +54,8 @@ def embed_zero_shot(
             takes captions.
         encoder: the sentence encoder, a folder or a name. None is that of the index, MiniLM-L6 for a new one.
         device: where text towers run. None is a GPU where there is one.
+        trusted: True if you know who wrote the features and the index: models that they name may be downloaded, and
+            folders may run code.
 
     Returns:
         The number of clips added.
@@ -70,8 +74,9 @@ def embed_zero_shot(
         known = ZeroShot.from_identity(index.model)
         if known is not None:
             _check_same(known, experts, to, captions)
-            encoder = encoder or (known.encoder or {}).get("model")
-        spaces = Spaces(encoder, device)
+        named = None if known is None else (known.encoder or {}).get("model")
+        chosen = SentenceEncoder(named, trusted) if encoder is None else SentenceEncoder(encoder)
+        spaces = Spaces(chosen, device, trusted)
         if known is not None:
             spaces.check(known)
         zero_shot = known or _prepare(path, experts, spaces, captions)

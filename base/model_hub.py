@@ -17,13 +17,14 @@ from .dependencies import extra
 TIMEOUT_SECONDS = 5
 
 
-def load_model(load: Callable[..., Any], model: str, where: str, extra_name: str) -> Any:
+def load_model(load: Callable[..., Any], model: str, where: str, extra_name: str, trusted: bool = True) -> Any:
     """A model out of a folder, else out of the cache, else from the hub if it answers within seconds.
 
     Args:
         load: called as `load(model, local_files_only=True)`, and without the second for the hub.
         where: the beginning of messages.
         extra_name: the extra that brings the packages.
+        trusted: False for a name that a file states, which is not asked of the hub.
 
     Raises:
         FileNotFoundError: there is no such folder, or the model is not to be had; the message says what to do.
@@ -39,7 +40,9 @@ def load_model(load: Callable[..., Any], model: str, where: str, extra_name: str
         if folder.is_dir():
             raise ValueError(f"{where}: {folder}: cannot be loaded: {_first_line(error)}") from None
     hub = extra("huggingface_hub.constants", extra_name)
-    if hub.HF_HUB_OFFLINE:
+    if not trusted:
+        reason = "a name that a file states is not downloaded without your word (--trust)"
+    elif hub.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE forbids to download it"
     elif not _answers(hub.ENDPOINT):
         reason = f"{hub.ENDPOINT} cannot be reached"

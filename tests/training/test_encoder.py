@@ -120,6 +120,21 @@ def test_a_folder_that_is_no_model(tmp_path):
         SentenceEncoder(tmp_path)(["a dog runs"])
 
 
+def test_a_folder_that_a_file_names_runs_no_code(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    (tmp_path / "config.json").write_text("{}")
+    for kind in ("evil.Module", "sentence_transformers.models.Dense"):
+        modules = [{"idx": 0, "name": "0", "path": "", "type": kind}]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
+        with pytest.raises(ValueError, match=rf"its modules can run code \('{kind}'\).*--trust"):
+            SentenceEncoder(tmp_path, trusted=False)(["a dog runs"])
+    (tmp_path / "modules.json").write_text('{"type": 3}')
+    with pytest.raises(ValueError, match="expected a list of modules"):
+        SentenceEncoder(tmp_path, trusted=False)(["a dog runs"])
+    assert not (tmp_path / "was_run").exists()
+
+
 @pytest.mark.parametrize("sentences", ["a dog", ["a dog", None]])
 def test_sentences_come_in_a_list(sentences):
     with pytest.raises(TypeError, match=r"expected a list of sentences, such as \['a dog runs'\], got"):
