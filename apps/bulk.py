@@ -179,7 +179,7 @@ class EmbeddingWorker:
         """{id: uri, span and metadata as JSON} of a dataset of `extract`, whose order is that of the reader's ids."""
         if self._extracted is None:
             return {}
-        facts = iter_clip_facts(self._extracted, start=task["start"], stop=task["stop"])
+        facts = iter_clip_facts(self._extracted, rows=range(task["start"], task["stop"]))
         return {
             clip.id: json.dumps({"uri": clip.uri, "span": clip.span, "metadata": clip.metadata})
             for clips, _ in facts

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from .bulk import bulk_embed
+from .search import TRUST_HELP
 from .tasks import EXIT_PROBLEMS, add_pool_arguments, pool_of
 from .zero_shot import embed_zero_shot
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zero-shot", action="store_true", help="no weights: the features of extract as they are")
     parser.add_argument("--captions", type=Path, help="with --zero-shot: a CSV to fit the experts' weights on")
     parser.add_argument("--encoder", help="with --zero-shot: the sentence encoder; default: MiniLM-L6")
+    parser.add_argument("--trust", action="store_true", help=f"with --zero-shot: {TRUST_HELP}")
     parser.add_argument("--to", metavar="VIDEOS.lance", help="the index; ids in it are replaced")
     parser.add_argument("--device", help="where networks run; default: a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -42,14 +44,14 @@ def run_command(options: argparse.Namespace) -> int:
         if pool is not None:
             raise ValueError("embed: --zero-shot works in one process; expected no --ray")
         return _run_zero_shot(options, to)
-    if options.captions or options.encoder:
-        raise ValueError("embed: --captions and --encoder belong to --zero-shot")
+    if options.captions or options.encoder or options.trust:
+        raise ValueError("embed: --captions, --encoder and --trust belong to --zero-shot")
     report = bulk_embed(options.features, options.weights, to, pool, options.device)
     print(json.dumps(dataclasses.asdict(report)) if options.json else report)
     return EXIT_PROBLEMS if report.errors else 0
 
 
 def _run_zero_shot(options: argparse.Namespace, to: str) -> int:
-    added = embed_zero_shot(options.features, to, options.captions, options.encoder, options.device)
+    added = embed_zero_shot(options.features, to, options.captions, options.encoder, options.device, options.trust)
     print(json.dumps({"to": to, "added": added}) if options.json else f"{to}: {added:,} videos added")
     return 0

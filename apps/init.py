@@ -62,13 +62,16 @@ def _relative(path: str | Path, to: Path) -> str:
 
 def _text(features: str, captions: str, splits: Mapping[str, Captions], sample: Features, videos: int) -> str:
     train, validation, test = choose_splits(splits)
-    sizes = (f"{name or '(empty)'}: {len(x.unique_ids()):,} videos, {len(x):,} captions" for name, x in splits.items())
+    sizes = (
+        f"{_one_line(name) or '(empty)'}: {len(x.unique_ids()):,} videos, {len(x):,} captions"
+        for name, x in splits.items()
+    )
     looked_at = f"the first {len(sample):,} of " if len(sample) < videos else ""
     lines = [
         "# A training run; paths are relative to this file.",
         "",
         f"# Features of {looked_at}{videos:,} captioned videos:",
-        *(f"#   {line}" for line in sample.summary().splitlines()),
+        *(f"#   {_one_line(line)}" for line in sample.summary().split("\n")),
         f"features = {_toml(features)}",
         "",
         "# Splits of the captions:",
@@ -119,7 +122,12 @@ def _settings() -> list[str]:
 
 def _toml(value: object) -> str:
     """JSON's form of text, numbers, booleans and lists is TOML's, too."""
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _one_line(text: str) -> str:
+    """A text for a comment: line breaks and other characters that TOML has in none are written as escapes."""
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ import argparse
 import json
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +132,7 @@ class Run:
         for change in changes:
             content = _merged(content, parse_change(change))
         known = [entry.name for entry in fields(cls)]
-        check_keys(content, known, str(path))
+        check_keys(content, known, str(path), _below(known))
         for key in ("features", "captions"):
             if key not in content:
                 raise ValueError(f"{path}: expected the key {key!r}, got {list(content)}")
@@ -239,6 +239,12 @@ def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
+
+
+def _below(known: Collection[str]) -> list[str]:
+    """The dotted names of settings in the tables of a run file, but for those that the file itself has, too."""
+    tables = {"training": [x.name for x in fields(TrainingConfig)], "model.text": TEXT, "model": MODEL}
+    return [f"{table}.{key}" for table, keys in tables.items() for key in keys if key not in known]
 
 
 def _warn_of_shared_videos(captions: Mapping[str, Captions]) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..retrieval.index import SentenceOperator
 
 
+TRUST_HELP = "models that the files name may be downloaded and run code of their folders"
+
+
 def search(
     store: str | Path,
     sentences: Sequence[str],
@@ -23,12 +26,14 @@ def search(
     k: int = 10,
     where: str | None = None,
     device: str | None = None,
+    trusted: bool = False,
 ) -> SearchResult:
     """The k best videos of an index for each sentence.
 
     Args:
         weights: the weights that the videos were embedded with. None takes those that the index names, or none for an
             index of `embed --zero-shot`.
+        trusted: as for `sentence_operator`.
 
     Raises:
         FileNotFoundError: there is no index, or no such weights.
@@ -37,7 +42,7 @@ def search(
     if not all(sentence.strip() for sentence in sentences):
         raise ValueError("search: expected words in each sentence, got a blank one")
     with open_index(store) as index:
-        index.operator = sentence_operator(index, weights, device)
+        index.operator = sentence_operator(index, weights, device, trusted)
         return index.search(list(sentences), k, where=where)
 
 
@@ -49,12 +54,14 @@ def open_index(store: str | Path) -> VideoIndex:
 
 
 def sentence_operator(
-    index: VideoIndex, weights: str | Path | None = None, device: str | None = None
+    index: VideoIndex, weights: str | Path | None = None, device: str | None = None, trusted: bool = False
 ) -> SentenceOperator:
     """The object that embeds sentences for an index: that of `embed --zero-shot`, or the text side of its model.
 
     Args:
         weights: the model's weights; None takes the file that the index names (`VideoIndex.note_weights`).
+        trusted: True if you know who wrote the index and the weights. Models for sentences that they name are then
+            downloaded, and folders that they name may run code; else both is refused.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -68,8 +75,10 @@ def sentence_operator(
     if zero_shot is not None and weights is None:
         from ..hub.zero_shot import ZeroShotOperator
 
-        return ZeroShotOperator(zero_shot, device)
+        return ZeroShotOperator(zero_shot, device, trusted)
     from ..hub.operator import CollaborativeExperts
+    from ..model.checkpoint import read_notes
+    from ..training.encoder import SentenceEncoder
 
     path = index.weights_path if weights is None else Path(weights)
     if path is None:
@@ -82,6 +91,9 @@ def sentence_operator(
             f"{path}: expected the weights that {index.uri} was made with ({index.model.weights[:16]}), got others "
             f"({op.identity.weights[:16]})"
         )
+    named = read_notes(path).get("encoder", {}).get("model")
+    if trusted and named is not None:
+        op.encode_sentences(["a first sentence"], SentenceEncoder(named))  # the operator keeps it
     return op
 
 
@@ -91,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "a dog runs on a beach"')
     parser.add_argument("--like", metavar="ID", help="in place of sentences: videos like this one")
     parser.add_argument("--weights", type=Path, help="default: the file that the index names")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("-k", type=int, default=10, help="answers for each sentence; default: 10")
     parser.add_argument("--where", metavar="SQL", help='such as "start_s >= 60"')
     parser.add_argument("--device", help="where the model runs; default: a GPU where there is one")
@@ -108,7 +121,9 @@ def run_command(options: argparse.Namespace) -> int:
         with open_index(options.store) as index:
             found = index.search_like([options.like], options.k, where=options.where)
     else:
-        found = search(options.store, options.sentences, options.weights, options.k, options.where, options.device)
+        found = search(
+            options.store, options.sentences, options.weights, options.k, options.where, options.device, options.trust
+        )
     if options.json:
         print(json.dumps(found.to_dict()))
         return 0

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..base.dependencies import extra
-from .search import open_index, sentence_operator
+from .search import TRUST_HELP, open_index, sentence_operator
 
 HOST, PORT, QUEUE = "127.0.0.1", 8000, 256
 STOP_S = 30
@@ -31,6 +31,7 @@ def serve(
     cors: Sequence[str] = (),
     queue: int = QUEUE,
     device: str | None = None,
+    trusted: bool = False,
 ) -> None:
     """Answer requests over HTTP until SIGTERM or SIGINT, then finish the running ones.
 
@@ -43,6 +44,7 @@ def serve(
         token_file: holds the token that every request must bring.
         cors: origins whose pages may ask, such as "https://example.org".
         queue: requests that wait at most; one more gets 503.
+        trusted: as for `sentence_operator`.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: a wrong argument; another host without a token; no index, or an
@@ -60,7 +62,7 @@ def serve(
     token = None if token_file is None else read_token(token_file)
     _check(host, port, media, token, cors, queue)
     with open_index(store) as index, _bound_socket(host, port) as listening:
-        service = SearchService(index, sentence_operator(index, weights, device), media)
+        service = SearchService(index, sentence_operator(index, weights, device, trusted), media)
         service.warm()
         pictures = Path(f"{str(store).removesuffix('.lance')}.thumbnails") if "://" not in str(store) else None
         settings = Settings(token, (*LOOPBACK, host), tuple(cors), queue, thumbnails=pictures)
@@ -123,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("store", metavar="VIDEOS.lance", help="what embed wrote")
     parser.add_argument("--weights", type=Path, help="default: the file that the index names")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--host", default=HOST, help=f"default: {HOST}; others need --token-file")
     parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
     parser.add_argument("--media", type=Path, metavar="FOLDER", help="films below it that the index names are played")
@@ -145,5 +148,6 @@ def run_command(options: argparse.Namespace) -> int:
         cors=options.cors,
         queue=options.queue,
         device=options.device,
+        trusted=options.trust,
     )
     return 0

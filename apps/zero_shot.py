@@ -22,9 +22,13 @@ from ..retrieval.zero_shot import (
     with_fitted_weights,
 )
 from ..training.captions import Captions, read_captions
+from ..training.encoder import SentenceEncoder
 
 MOST_CAPTIONS = 2000
 """Captions that are used as the bank and to fit weights."""
+
+MOST_CLIPS = 1024
+"""Clips whose embeddings give the experts' means and spreads, where there are no captions."""
 
 MADE_BY = ("class", "version", "weights", "settings")
 """Facts of an extractor that features of one index have in common."""
@@ -36,6 +40,7 @@ def embed_zero_shot(
     captions: str | Path | None = None,
     encoder: str | Path | None = None,
     device: str | None = None,
+    trusted: bool = False,
 ) -> int:
     """Embed the clips that `extract` wrote and add them to an index that sentences can search without training.
 
@@ -49,6 +54,8 @@ def embed_zero_shot(
             takes captions.
         encoder: the sentence encoder, a folder or a name. None is that of the index, MiniLM-L6 for a new one.
         device: where text towers run. None is a GPU where there is one.
+        trusted: True if you know who wrote the features and the index: models that they name may be downloaded, and
+            folders may run code.
 
     Returns:
         The number of clips added.
@@ -67,8 +74,9 @@ def embed_zero_shot(
         known = ZeroShot.from_identity(index.model)
         if known is not None:
             _check_same(known, experts, to, captions)
-            encoder = encoder or (known.encoder or {}).get("model")
-        spaces = Spaces(encoder, device)
+        named = None if known is None else (known.encoder or {}).get("model")
+        chosen = SentenceEncoder(named, trusted) if encoder is None else SentenceEncoder(encoder)
+        spaces = Spaces(chosen, device, trusted)
         if known is not None:
             spaces.check(known)
         zero_shot = known or _prepare(path, experts, spaces, captions)
@@ -138,7 +146,7 @@ def _prepare(
         if expert.reads == "tower":
             spaces.check_tower(name, expert.space, expert.made_by)
     given = None if captions is None else _some(read_captions(captions))
-    ids, vectors = _sample(path, experts, spaces, None if given is None else set(given.video_ids))
+    ids, vectors = _sample(path, experts, spaces, None if given is None else given.video_ids)
     used = tuple(dict.fromkeys(expert.space for expert in experts.values()))
     bank = {space: spaces.embed(space, bank_sentences() if given is None else given.sentences) for space in used}
     zero_shot = prepare_zero_shot(experts, spaces.encoder if SENTENCES in used else None, bank, vectors)
@@ -146,8 +154,6 @@ def _prepare(
         return zero_shot
     row_of = {video: row for row, video in enumerate(ids)}
     rows = [row for row, video in enumerate(given.video_ids) if video in row_of]
-    if not rows:
-        raise ValueError(f"{captions}: expected ids of {path}, such as {next(iter_clip_facts(path))[0][0].id!r}")
     text = zero_shot.embed_texts({space: x[rows] for space, x in bank.items()})
     targets = [row_of[given.video_ids[row]] for row in rows]
     return with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), targets)
@@ -155,34 +161,40 @@ def _prepare(
 
 def _some(captions: Captions) -> Captions:
     """At most `MOST_CAPTIONS` of the captions, spread over all of them."""
-    rows = np.linspace(0, len(captions) - 1, min(len(captions), MOST_CAPTIONS)).astype(int)
+    rows = _evenly(len(captions), MOST_CAPTIONS)
     return Captions(tuple(captions.video_ids[row] for row in rows), tuple(captions.sentences[row] for row in rows))
 
 
+def _evenly(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, spread over all of them."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+
+
 def _sample(
-    path: Path, experts: Mapping[str, ZeroShotExpert], spaces: Spaces, ids: set[str] | None
+    path: Path, experts: Mapping[str, ZeroShotExpert], spaces: Spaces, captioned: Sequence[str] | None
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Some clips with their vectors: those of `ids`, or the first of the dataset."""
-    names: list[str] = []
-    parts: list[dict[str, np.ndarray]] = []
-    for clips, vectors in _iter_vectors(path, experts, spaces):
-        rows = [row for row, clip in enumerate(clips) if ids is None or clip.id in ids]
-        names += [clips[row].id for row in rows]
-        parts.append({name: x[rows] for name, x in vectors.items()})
-        if ids is None:
-            break
-    if not parts:
+    """Some clips with their vectors: the captioned ones, or `MOST_CLIPS` that are spread over the dataset."""
+    stored = open_dataset(path).to_table(columns=["id"])["id"].to_pylist()
+    if not stored:
         raise ValueError(f"{path}: expected clips, found none")
-    return names, {name: np.concatenate([part[name] for part in parts]) for name in experts}
+    if captioned is None:
+        rows = _evenly(len(stored), MOST_CLIPS)
+    else:
+        wanted = set(captioned)
+        rows = [row for row, video in enumerate(stored) if video in wanted]
+        if not rows:
+            raise ValueError(f"captions: expected ids of {path}, such as {stored[0]!r}, got {captioned[0]!r}")
+    parts = [vectors for _, vectors in _iter_vectors(path, experts, spaces, rows)]
+    return [stored[row] for row in rows], {name: np.concatenate([part[name] for part in parts]) for name in experts}
 
 
 def _iter_vectors(
-    path: Path, experts: Mapping[str, ZeroShotExpert], spaces: Spaces
+    path: Path, experts: Mapping[str, ZeroShotExpert], spaces: Spaces, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[list[ClipFacts], dict[str, np.ndarray]]]:
-    """The clips of a dataset in batches, with {expert: (B, D) float32 in its space, NaN where missing}."""
+    """The clips of a dataset, or some rows, in batches, with {expert: (B, D) float32 in its space, NaN if missing}."""
     label_vectors: dict[str, np.ndarray] = {}
     towers = [name for name, expert in experts.items() if expert.reads == "tower"]
-    for clips, arrays in iter_clip_facts(path, towers):
+    for clips, arrays in iter_clip_facts(path, towers, rows):
         vectors = {}
         for name, expert in experts.items():
             if expert.reads == "tower":

@@ -17,12 +17,19 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(map(repr, known))}"
 
 
-def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise ValueError for a key that is not known, with the nearest one that is."""
+def check_keys(given: Iterable[str], known: Iterable[str], where: str, below: Iterable[str] = ()) -> None:
+    """Raise ValueError for a key that is not known, with the nearest one that is.
+
+    Args:
+        below: dotted names of keys in tables below, `training.steps`, which are found by their last part.
+    """
     known = list(known)
+    dotted = {name.rpartition(".")[2]: name for name in below}
     for key in given:
         if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            close = difflib.get_close_matches(str(key), [*known, *dotted], n=1)
+            hint = f"; did you mean {dotted.get(close[0], close[0])!r}?" if close else nearest(key, known)
+            raise ValueError(f"{where}: unknown key {key!r}{hint}")
 
 
 def check_size(value: object, where: str, least: int = 1, most: int | None = None) -> None:

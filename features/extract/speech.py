@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...base.dependencies import extra
+from ...base.model_hub import load_model
 from .clips import Clip
 from .expert import Encoder, Extracted, best_device, hash_files
 from .media import SAMPLE_RATE, View
@@ -50,9 +51,7 @@ class Whisper:
         self.dim = self._encoder.dim
         self._language = language
         package = extra("faster_whisper", "extract-offline")
-        folder = Path(model) if Path(model).is_dir() else Path(package.download_model(model))
-        if not (folder / "model.bin").is_file():
-            raise FileNotFoundError(f"{folder}: expected a folder of faster-whisper with a model.bin, found none")
+        folder = load_model(_folder_of, model, "Whisper", "extract-offline")
         self.weights = hash_files([folder / "model.bin"])
         kind = best_device(device).split(":")[0]
         compute = compute or ("float16" if kind == "cuda" else "int8")
@@ -75,3 +74,15 @@ class Whisper:
                 unsure = segment.avg_logprob < LEAST_LOG_PROBABILITY
                 if not (unsure and segment.no_speech_prob > LARGEST_NO_SPEECH) and segment.text.strip():
                     yield segment.text.strip()
+
+
+def _folder_of(model: str, local_files_only: bool = False) -> Path:
+    """The folder of a model: a folder itself, or that of the cache. Raises FileNotFoundError for an unfinished one."""
+    if Path(model).is_dir():
+        folder = Path(model)
+    else:
+        package = extra("faster_whisper", "extract-offline")
+        folder = Path(package.download_model(model, local_files_only=local_files_only))
+    if not (folder / "model.bin").is_file():
+        raise FileNotFoundError(f"{folder}: expected a folder of faster-whisper with a model.bin, found none")
+    return folder

@@ -18,21 +18,22 @@ class TextTower:
 
     Args:
         model: a name of the hub, or a folder.
+        trusted: False for a name that a file states, which is not downloaded.
 
     Attributes:
         weights: a hash of the model's weights, as the extractor of the same model has it.
 
     Raises:
         FileNotFoundError: the model is not to be had.
-        ValueError: a model that embeds no texts.
+        ValueError: a folder without a model, or a model that embeds no texts.
     """
 
-    def __init__(self, model: str, device: str | None = None) -> None:
+    def __init__(self, model: str, device: str | None = None, trusted: bool = True) -> None:
         self._device = best_device(device)
-        self._network = load("AutoModel", model).eval().to(self._device)
+        self._network = load("AutoModel", model, trusted).eval().to(self._device)
         if not hasattr(self._network, "get_text_features"):
             raise ValueError(f"{model}: expected a model that embeds texts, got {type(self._network).__name__}")
-        self._tokenizer = load("AutoTokenizer", model)
+        self._tokenizer = load("AutoTokenizer", model, trusted)
         self.weights = weights_of(model, self._network)
         text = self._network.config.text_config
         # CLAP's text model counts its positions from the padding token's id on, and so has two more than it can read.

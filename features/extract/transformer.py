@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...base.dependencies import extra
+from ...base.model_hub import load_model
 from .expert import hash_files
 
 EXTRA = "extract"
 
 
-def load(kind: str, model: str, **options: object) -> Any:
-    """An object of an Auto class of `transformers`, such as "AutoModel".
-
-    Raises:
-        FileNotFoundError: the model is neither a folder with such a model nor to be had from the hub.
-    """
-    auto = getattr(extra("transformers", EXTRA), kind)
-    try:
-        return auto.from_pretrained(model, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{model}: no {kind} in this folder, or on the hub as far as it is reached: {reason}"
-        ) from None
+def load(kind: str, model: str, trusted: bool = True) -> Any:
+    """An object of an Auto class of `transformers`, such as "AutoModel". `trusted` and errors as of `load_model`."""
+    from_pretrained = getattr(extra("transformers", EXTRA), kind).from_pretrained
+    return load_model(partial(from_pretrained, trust_remote_code=False), model, kind, EXTRA, trusted)
 
 
 def weights_of(model: str, network: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ...base.dependencies import extra
+from ...base.model_hub import load_model
 from .clips import Clip, Frames
 from .expert import best_device
 from .media import View
@@ -97,9 +98,13 @@ class Preprocessing:
 
 def _saved_settings(model: str) -> Mapping[str, Any]:
     """The numbers of the processor that is saved beside a model."""
+    return json.loads(Path(load_model(_settings_file, model, "motion", EXTRA)).read_text(encoding="utf-8"))
+
+
+def _settings_file(model: str, **options: bool) -> str:
     cached_file = extra("transformers.utils", EXTRA).cached_file
     for name in SETTINGS_FILES:
-        path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(model, name, _raise_exceptions_for_missing_entries=False, **options)
         if path is not None:
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-    raise FileNotFoundError(f"{model}: expected {' or '.join(SETTINGS_FILES)} beside the model, found neither")
+            return path
+    raise FileNotFoundError(f"expected {' or '.join(SETTINGS_FILES)} beside the model, found neither")

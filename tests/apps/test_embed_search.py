@@ -21,7 +21,7 @@ class Letters:
 
     name, dim = "letters", 6
 
-    def __init__(self, model=None):
+    def __init__(self, model=None, trusted=True):
         self.model = model
 
     def __call__(self, sentences):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import torch
 
 import collaborative_experts as package
 from collaborative_experts.__main__ import main
+from collaborative_experts.apps import init
 from collaborative_experts.apps import run_file as run
 from collaborative_experts.apps.evaluate import ablate, evaluate_run
 from collaborative_experts.apps.init import choose_splits
 from collaborative_experts.apps.train import train_run
+from collaborative_experts.features.features import Features
 from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.training import loop as training
+from collaborative_experts.training.captions import Captions
 from collaborative_experts.training.encoder import BUNDLED_MODEL
 from collaborative_experts.training.settings import TrainingConfig
 from helpers import captioned, untrained
@@ -221,6 +225,8 @@ def test_ids_that_nothing_has(folder, capsys):
             "validation = 1.5",
             "validation: expected a split, or a share from 0 to below 1, got 1.5",
         ),
+        ("validation = 0.25", "epochs = 3", "unknown key 'epochs'; did you mean 'training.epochs'?"),
+        ("validation = 0.25", "share_dim = 3", "unknown key 'share_dim'; did you mean 'model.shared_dim'?"),
         ("epochs = 12", "epoch = 12", "run.toml: training: unknown key 'epoch'"),
         ("shared_dim = 32", "share_dim = 32", "unknown key 'share_dim'"),
         ("captions.csv", "none.csv", "captions: there is no file"),
@@ -366,6 +372,18 @@ def test_init_writes_a_run_file(folder, capsys, monkeypatch):
     assert every.encoder == BUNDLED_MODEL
     for setting in fields(TrainingConfig):
         assert setting.name == "folder" or re.search(rf"^# +{setting.name} = .+  # \S", written, flags=re.MULTILINE)
+
+
+def test_init_takes_names_with_line_breaks():
+    """A split's name is data: it begins no line of the run file."""
+    captions = Captions(("a",), ("a dog",))
+    sample = Features(("a",), {"motion": np.ones((1, 3))}, {"motion": np.ones(1)})
+    for name in ('x\nfolder = "elsewhere"', "train\r\n[model]", "train\x7f\x00\u2028"):
+        written = init._text("features", "captions\x7f.csv", {name: captions}, sample, 1)
+        content = tomllib.loads(written)
+        assert content["train"] == name
+        assert set(content) == {"features", "captions", "train", "validation", "model", "training"}
+        assert f"#   {init._one_line(name)}: 1 videos" in written
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from collaborative_experts.features.extract.expert import Extracted
 from collaborative_experts.hub.zero_shot import Spaces, ZeroShotOperator, bank_sentences
 from collaborative_experts.retrieval.explain import explain
 from collaborative_experts.retrieval.similarity import similarity
-from collaborative_experts.retrieval.zero_shot import ZeroShot
+from collaborative_experts.retrieval.zero_shot import SENTENCES, ZeroShot, ZeroShotExpert
+from collaborative_experts.training.encoder import SentenceEncoder
 from helpers import write_siglip
 
 FACTS = {"class": "x:X", "version": 1, "weights": "w", "settings": {}, "text_tower": None}
@@ -30,7 +31,7 @@ class Words:
 
     dim, words = 12, (*LABELS, "hello", "world", "credits", "a")
 
-    def __init__(self, model=None):
+    def __init__(self, model=None, trusted=True):
         self.model = self.name = model or "words"
 
     def __call__(self, sentences):
@@ -46,7 +47,7 @@ class Words:
 @pytest.fixture(autouse=True)
 def words(monkeypatch):
     monkeypatch.setattr("collaborative_experts.hub.zero_shot.SentenceEncoder", Words)
-    monkeypatch.setattr("collaborative_experts.training.encoder.SentenceEncoder", Words)
+    monkeypatch.setattr(app, "SentenceEncoder", Words)
 
 
 def seen(*labels):
@@ -147,6 +148,20 @@ def test_added_later_is_on_the_same_scale(features, tmp_path, capsys):
         app.embed_zero_shot(tmp_path / "one.lance", store)
 
 
+def test_the_scale_is_that_of_clips_of_the_whole_dataset(tmp_path, monkeypatch):
+    """Not of the first ones, which are often of one film."""
+    monkeypatch.setattr(app, "MOST_CLIPS", 4)
+    monkeypatch.setattr("collaborative_experts.features.extract.clip_facts.BATCH", 3)
+    clips = [{"appearance": seen(name)} for name in ["dog"] * 4 + ["car"] * 4 + ["tree"] * 4]
+    write(tmp_path / "features.lance", {"appearance": APPEARANCE}, clips)
+    path, experts = tmp_path / "features.lance", app.choose_experts(tmp_path / "features.lance")
+    ids, vectors = app._sample(path, experts, Spaces(Words()), None)
+    assert [name.split("=")[1] for name in ids] == ["0.0,1.0", "3.0,4.0", "7.0,8.0", "11.0,12.0"]
+    expected = Words().embed(["dog", "dog", "car", "tree"])
+    cosine = (vectors["appearance"] * expected).sum(1) / np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(cosine, np.linalg.norm(vectors["appearance"], axis=1), rtol=1e-5)
+
+
 def test_captions_fit_the_weights(features, tmp_path):
     captions = tmp_path / "captions.csv"
     ids = [f"film.mp4#t={i}.0,{i + 1}.0" for i in range(6)]
@@ -167,8 +182,8 @@ def test_captions_fit_the_weights(features, tmp_path):
 
 
 def test_embeddings_are_explained(features):
-    zero_shot = app._prepare(features, app.choose_experts(features), Spaces(), None)
-    _, vectors = next(app._iter_vectors(features, zero_shot.experts, Spaces()))
+    zero_shot = app._prepare(features, app.choose_experts(features), Spaces(Words()), None)
+    _, vectors = next(app._iter_vectors(features, zero_shot.experts, Spaces(Words())))
     text = ZeroShotOperator(zero_shot).encode_sentences("hello world")
     found = explain(text, zero_shot.embed_videos(vectors), j=2)
     assert found.experts[found.shares.argmax()] == "ocr"
@@ -178,7 +193,7 @@ def test_embeddings_are_explained(features):
 def test_towers_meet_their_own_features(tmp_path, capsys):
     pytest.importorskip("transformers")
     folder = write_siglip(tmp_path / "siglip")
-    spaces = Spaces()
+    spaces = Spaces(Words())
     sentences = ["a dog runs", "two cats", "a rabbit"]
     vectors = spaces.embed(folder, sentences)
     facts = FACTS | {"text_tower": folder, "weights": spaces._tower(folder).weights, "settings": {"keep": "frames"}}
@@ -262,6 +277,33 @@ def test_errors_are_one_line(features, arguments, message, capsys, monkeypatch):
     assert error.startswith("error: ")
     assert message in error
     assert not (features.parent / "v.lance").exists()
+
+
+def stated(space, model=None):
+    """What an index says whose videos meet sentences in a space, with a sentence encoder of this name."""
+    encoder = {"name": "e", "model": model, "dim": 2, "probe": []}
+    return ZeroShot({"x": ZeroShotExpert("words", space, {"weights": "w"})}, encoder, {space: [0.0, 0.0]})
+
+
+@pytest.mark.parametrize("reads", ["words", "tower"])
+def test_a_model_that_an_index_names_is_not_downloaded(reads, monkeypatch):
+    pytest.importorskip("transformers")
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr("collaborative_experts.hub.zero_shot.SentenceEncoder", SentenceEncoder)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("looked for a server"))
+    asked = []
+    monkeypatch.setattr("collaborative_experts.base.model_hub._answers", lambda url: asked.append(url))
+    zero_shot = stated(SENTENCES if reads == "words" else "strange/model", "strange/model")
+    with pytest.raises(FileNotFoundError, match=r"'strange/model' is neither .* not downloaded without .* \(--trust\)"):
+        _embed_one(zero_shot, False)
+    assert not asked
+    with pytest.raises(FileNotFoundError, match=r"'strange/model' is neither .* cannot be reached"):
+        _embed_one(zero_shot, True)
+    assert len(asked) == 1
+
+
+def _embed_one(zero_shot, trusted):
+    ZeroShotOperator(zero_shot, "cpu", trusted)._spaces.embed(zero_shot.spaces[0], ["a dog"])
 
 
 def test_operator_checks_sentences():

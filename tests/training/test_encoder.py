@@ -105,7 +105,7 @@ def test_the_bundled_encoder_is_recognised():
 )
 def test_a_model_that_is_not_here_fails_at_once(model, error, message, monkeypatch):
     pytest.importorskip("sentence_transformers")
-    monkeypatch.setattr(encoders, "_answers", lambda url: False)
+    monkeypatch.setattr("collaborative_experts.base.model_hub._answers", lambda url: False)
     encoder = SentenceEncoder(model)  # no error and no network yet
     start = time.perf_counter()
     with pytest.raises(error, match=message) as raised:
@@ -116,12 +116,23 @@ def test_a_model_that_is_not_here_fails_at_once(model, error, message, monkeypat
 
 def test_a_folder_that_is_no_model(tmp_path):
     pytest.importorskip("sentence_transformers")
-    with pytest.raises(ValueError, match="not a sentence-transformers model"):
+    with pytest.raises(ValueError, match=f"encoder: .*{tmp_path.name}: cannot be loaded"):
         SentenceEncoder(tmp_path)(["a dog runs"])
 
 
-def test_a_server_that_does_not_answer():
-    assert not encoders._answers("http://127.0.0.1:9")
+def test_a_folder_that_a_file_names_runs_no_code(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    (tmp_path / "config.json").write_text("{}")
+    for kind in ("evil.Module", "sentence_transformers.models.Dense"):
+        modules = [{"idx": 0, "name": "0", "path": "", "type": kind}]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
+        with pytest.raises(ValueError, match=rf"its modules can run code \('{kind}'\).*--trust"):
+            SentenceEncoder(tmp_path, trusted=False)(["a dog runs"])
+    (tmp_path / "modules.json").write_text('{"type": 3}')
+    with pytest.raises(ValueError, match="expected a list of modules"):
+        SentenceEncoder(tmp_path, trusted=False)(["a dog runs"])
+    assert not (tmp_path / "was_run").exists()
 
 
 @pytest.mark.parametrize("sentences", ["a dog", ["a dog", None]])

@@ -1,6 +1,7 @@
 """The preset `best` on tiny models with random weights, loaded from folders as the published ones are."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ class TestVideo:
 
     def test_without_a_saved_processor(self, video, tmp_path):
         transformers.AutoModel.from_pretrained(video).save_pretrained(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"expected video_preprocessor_config.json or .*, found neither"):
+        with pytest.raises(ValueError, match=r"expected video_preprocessor_config.json or .*, found neither"):
             make("motion", str(tmp_path))
 
     @pytest.mark.parametrize("size", [(40, 60), (60, 40), (32, 32), (20, 24)])
@@ -258,7 +259,7 @@ def test_weights_are_told_apart(siglip, tmp_path):
 
 @pytest.mark.parametrize("name", ["appearance", "motion", "audio"])
 def test_a_folder_without_a_model(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}: no AutoModel in this folder"):
+    with pytest.raises(ValueError, match=f"AutoModel: .*{tmp_path.name}: cannot be loaded"):
         make(name, str(tmp_path))
 
 
@@ -268,5 +269,30 @@ def test_code_of_a_hub_is_not_run(siglip, tmp_path, name):
     (tmp_path / "evil.py").write_text("raise SystemExit('was run')")
     config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FileNotFoundError, match="no AutoModel"):
+    with pytest.raises(ValueError, match=r"AutoModel: .* cannot be loaded"):
         make(name, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("preset", "expert", "model"),
+    [
+        ("best", "appearance", "google/siglip2-base-patch16-256"),
+        ("best", "motion", "facebook/vjepa2-vitl-fpc16-256-ssv2"),
+        ("best", "audio", "laion/clap-htsat-unfused"),
+        ("offline", "speech", "large-v3-turbo"),
+    ],
+)
+def test_without_a_network_it_fails_at_once(preset, expert, model, tmp_path, monkeypatch):
+    """The hub is asked once, by one request, and the libraries' own long attempts are not begun."""
+    hub = pytest.importorskip("huggingface_hub.constants")
+    asked = []
+    monkeypatch.setattr("collaborative_experts.base.model_hub._answers", lambda url: asked.append(url))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("looked for a server"))
+    if expert == "speech":
+        pytest.importorskip("faster_whisper")
+    settings = {expert: {"model": model}}
+    with pytest.raises(
+        FileNotFoundError, match=rf"^{expert}: .*'{model}' is neither .*\(--set {expert}.model=FOLDER\)$"
+    ):
+        make_extractors(preset, [expert], settings, encoder=SimpleNamespace(dim=4, name="none"))
+    assert asked == [hub.ENDPOINT]

@@ -235,7 +235,7 @@ class TestSpeech:
 
     def test_a_folder_without_a_model(self, heard, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"empty: expected a folder of faster-whisper with a model\.bin"):
+        with pytest.raises(ValueError, match=r"empty: expected a folder of faster-whisper with a model\.bin"):
             make_extractors(names=["speech"], settings={"speech": {"model": str(tmp_path / "empty")}}, encoder=Words())
 
 
