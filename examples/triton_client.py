@@ -13,8 +13,8 @@ through HTTP. A server in a container needs `docker run --ipc=host` for that.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from uuid import uuid4
 
 import numpy as np
@@ -25,58 +25,65 @@ VIDEO_MODEL, TEXT_MODEL = (f"video-text-embedding.collaborative-experts-{step}" 
 """The names that Towhee gives the steps of the pipeline."""
 
 
+class SharedMemory:
+    """A region of system shared memory that the server opens, too. Made once, it serves many requests, one at a time.
+
+    Raises:
+        tritonclient.utils.InferenceServerException: the server cannot open it, being elsewhere, for example.
+    """
+
+    def __init__(self, client: triton.InferenceServerClient, size: int) -> None:
+        self._client, self._name = client, f"collaborative_experts_{uuid4().hex}"
+        self._region = shared_memory.create_shared_memory_region(self._name, f"/{self._name}", size)
+        try:
+            client.register_system_shared_memory(self._name, f"/{self._name}", size)
+        except BaseException:
+            shared_memory.destroy_shared_memory_region(self._region)
+            raise
+
+    def inputs(self, arrays: Mapping[str, np.ndarray]) -> list[triton.InferInput]:
+        """Inputs that lie in the region one after the other, in place of those of the last request."""
+        shared_memory.set_shared_memory_region(self._region, list(arrays.values()))
+        inputs, offset = [described(*entry) for entry in arrays.items()], 0
+        for tensor, array in zip(inputs, arrays.values(), strict=True):
+            tensor.set_shared_memory(self._name, array.nbytes, offset)
+            offset += array.nbytes
+        return inputs
+
+    def close(self) -> None:
+        """Take the region from the server, and from this machine."""
+        try:
+            self._client.unregister_system_shared_memory(self._name)
+        finally:
+            shared_memory.destroy_shared_memory_region(self._region)
+
+
 def embed_videos(
     client: triton.InferenceServerClient,
     experts: Mapping[str, np.ndarray],
     available: np.ndarray,
-    in_shared_memory: bool = False,
+    memory: SharedMemory | None = None,
 ) -> dict[str, np.ndarray]:
     """{expert: (B, D)} of features {expert: (B, dim) or (B, N, dim)} and availability (B, M), experts in order."""
     arrays = {f"experts.{name}": np.asarray(x, np.float32) for name, x in experts.items()}
     arrays["available"] = np.asarray(available, bool)
-    with shared_inputs(client, arrays) if in_shared_memory else binary_inputs(arrays) as inputs:
-        outputs = infer(client, VIDEO_MODEL, inputs)
+    outputs = infer(client, VIDEO_MODEL, memory.inputs(arrays) if memory else binary_inputs(arrays))
     return {name.removeprefix("video."): x for name, x in outputs.items()}
 
 
 def embed_texts(client: triton.InferenceServerClient, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """{expert: (T, D)} and expert weights (T, M) of token embeddings (T, W, dim)."""
-    with binary_inputs({"tokens": np.asarray(tokens, np.float32)}) as inputs:
-        outputs = infer(client, TEXT_MODEL, inputs)
+    outputs = infer(client, TEXT_MODEL, binary_inputs({"tokens": np.asarray(tokens, np.float32)}))
     weights = outputs.pop("weights")
     return {name.removeprefix("text."): x for name, x in outputs.items()}, weights
 
 
-@contextmanager
-def binary_inputs(arrays: Mapping[str, np.ndarray]) -> Iterator[list[triton.InferInput]]:
+def binary_inputs(arrays: Mapping[str, np.ndarray]) -> list[triton.InferInput]:
     """Inputs whose bytes are part of the request."""
-    inputs = [described(name, array) for name, array in arrays.items()]
+    inputs = [described(*entry) for entry in arrays.items()]
     for tensor, array in zip(inputs, arrays.values(), strict=True):
         tensor.set_data_from_numpy(array, binary_data=True)
-    yield inputs
-
-
-@contextmanager
-def shared_inputs(
-    client: triton.InferenceServerClient, arrays: Mapping[str, np.ndarray]
-) -> Iterator[list[triton.InferInput]]:
-    """Inputs that lie one after the other in a region of system shared memory, which goes with the block.
-
-    A service that sends many requests makes such a region once, and fills it anew for each request.
-    """
-    name, size = f"collaborative_experts_{uuid4().hex}", sum(array.nbytes for array in arrays.values())
-    region = shared_memory.create_shared_memory_region(name, f"/{name}", size)
-    try:
-        shared_memory.set_shared_memory_region(region, list(arrays.values()))
-        client.register_system_shared_memory(name, f"/{name}", size)
-        inputs, offset = [described(*entry) for entry in arrays.items()], 0
-        for tensor, array in zip(inputs, arrays.values(), strict=True):
-            tensor.set_shared_memory(name, array.nbytes, offset)
-            offset += array.nbytes
-        yield inputs
-        client.unregister_system_shared_memory(name)
-    finally:
-        shared_memory.destroy_shared_memory_region(region)
+    return inputs
 
 
 def described(name: str, array: np.ndarray) -> triton.InferInput:
@@ -112,7 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
     arrays = made_up(client, VIDEO_MODEL, rows=8)
     available = arrays.pop("available")
     experts = {name.removeprefix("experts."): x for name, x in arrays.items()}
-    videos = embed_videos(client, experts, available, options.shared_memory)
+    size = available.nbytes + sum(x.nbytes for x in experts.values())
+    with closing(SharedMemory(client, size)) if options.shared_memory else nullcontext() as memory:
+        videos = embed_videos(client, experts, available, memory)
     texts, weights = embed_texts(client, made_up(client, TEXT_MODEL, rows=3)["tokens"])
     # CE's score: the experts' cosines, weighted by the text, over the experts that the video has
     shares = weights[:, None, :] * available[None, :, :]

@@ -148,28 +148,38 @@ def test_repository(repository):
         assert "max_batch_size: 1024" in (repository / step / "config.pbtxt").read_text()
 
 
-@pytest.mark.parametrize("in_shared_memory", [False, True], ids=["binary", "shared memory"])
-def test_embeddings_from_the_server_equal_the_operators(example, url, requests, weights, in_shared_memory):
-    client = example.triton.InferenceServerClient(url)
+def check_embeddings(example, client, weights, memory=None):
+    """Videos and texts from the server give the operator's scores. Returns the bytes of the features."""
     op = CollaborativeExperts(weights_path=weights, device="cpu")
     experts, _, text = random_inputs(SMALL, 5)
     available = np.arange(20).reshape(5, 4) % 3 != 0
-    got = VideoEmbeddings(example.embed_videos(client, experts, available, in_shared_memory), available)
-    sent, regions = requests[-1]
-    features = sum(x.nbytes for x in experts.values())
-    if in_shared_memory:
-        assert sent < 2000 < features  # where the features are, not the features
-        with pytest.raises(FileNotFoundError):  # the region is gone
-            SharedMemory(next(iter(regions.values()))["key"])
-    else:
-        assert features < sent < features + 2000
-        assert not regions
     texts = TextEmbeddings(*example.embed_texts(client, text[:, 0]))
-    assert not requests[-1][1]  # the server has let go of the region
+    got = VideoEmbeddings(example.embed_videos(client, experts, available, memory), available)
     expected = similarity(
         op.encode_text(text[:, 0]), op.encode_video(experts, dict(zip(experts, available.T, strict=True)))
     )
     assert np.abs(similarity(texts, got) - expected).max() < 1e-5
+    return sum(x.nbytes for x in experts.values())
+
+
+def test_embeddings_from_the_server_equal_the_operators(example, url, requests, weights):
+    features = check_embeddings(example, example.triton.InferenceServerClient(url), weights)
+    assert features < requests[-1][0] < features + 2000  # their bytes, not JSON
+    assert not requests[-1][1]
+
+
+def test_features_in_shared_memory(example, url, requests, weights):
+    client = example.triton.InferenceServerClient(url)
+    memory = example.SharedMemory(client, 100_000)
+    for _ in range(2):
+        features = check_embeddings(example, client, weights, memory)
+        assert requests[-1][0] < 2000 < features  # where the features are, not the features
+    ((name, region),) = requests[-1][1].items()
+    memory.close()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(region["key"])
+    check_embeddings(example, client, weights)
+    assert name not in requests[-1][1]  # the server has let go of it
 
 
 def test_the_script_prints_scores(example, url, capsys):
