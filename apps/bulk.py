@@ -99,7 +99,7 @@ def bulk_embed(
         FileNotFoundError, TypeError, ValueError: as `read_features`, the operator and `VideoIndex.add`.
         ImportError: an extra is missing; the message names it.
         OSError: the index cannot be written. What was added before is intact, and the same call goes on.
-        RuntimeError: a worker raised.
+        RuntimeError: a worker raised, or reads other videos than this process does.
     """
     make_worker = partial(EmbeddingWorker, features, weights, device, dtype)
     report, errors_file = BulkReport(str(to)), _errors_path(to)
@@ -113,7 +113,7 @@ def bulk_embed(
         total = len(worker.ids)
         with VideoIndex(to) as index, extra("tqdm", "index").tqdm(total=total, unit=" videos", desc="embed") as bar:
             bar.update(total - sum(shard["stop"] - shard["start"] for shard in waiting))
-            for number, table in _whole_shards(tables, waiting):
+            for number, table in _whole_shards(tables, waiting, worker.ids):
                 entry = _store(index, table, worker.model)
                 journal.finish(number, entry)
                 report.count(entry)
@@ -226,17 +226,36 @@ def _shards(videos: int, dim: int) -> list[dict[str, int]]:
     ]
 
 
-def _whole_shards(tables: Iterator[Any], shards: Sequence[Mapping[str, int]]) -> Iterator[tuple[int, Any]]:
-    """(number, table) of each shard. Ray may cut a worker's table, or join tables of one worker."""
+def _whole_shards(
+    tables: Iterator[Any], shards: Sequence[Mapping[str, int]], ids: Sequence[str]
+) -> Iterator[tuple[int, Any]]:
+    """(number, table) of each shard, once all its videos are there. Ray may cut a worker's table, or join several.
+
+    Raises:
+        RuntimeError: workers gave other videos than the shards have, or not all of them.
+    """
     arrow, compute = extra("pyarrow", "index"), extra("pyarrow.compute", "index")
-    rows = {shard["shard"]: shard["stop"] - shard["start"] for shard in shards}
+    waiting = {shard["shard"]: ids[shard["start"] : shard["stop"]] for shard in shards}
     parts: dict[int, list[Any]] = {}
     for table in tables:
-        for number in compute.unique(table["shard"]).to_pylist():
+        numbers = compute.unique(table["shard"]).to_pylist()
+        for number in numbers:
             found = parts.setdefault(number, [])
-            found.append(table.filter(compute.equal(table["shard"], number)))
-            if sum(map(len, found)) == rows[number]:
-                yield number, arrow.concat_tables(parts.pop(number))
+            found.append(table if len(numbers) == 1 else table.filter(compute.equal(table["shard"], number)))
+            expected = waiting.get(number, [])
+            if sum(map(len, found)) >= len(expected):
+                shard = arrow.concat_tables(parts.pop(number))
+                got = shard["id"].to_pylist()
+                if sorted(got) != sorted(expected):
+                    known = len(set(got) & set(expected))
+                    raise RuntimeError(
+                        f"shard {number}: expected its {len(expected):,} videos once, got {len(got):,} rows of "
+                        f"{known:,} of them; every machine is to read the same files"
+                    )
+                del waiting[number]
+                yield number, shard
+    if waiting:
+        raise RuntimeError(f"expected {len(shards)} shards, {len(waiting)} are not whole: {sorted(waiting)[:10]}")
 
 
 def _store(index: VideoIndex, table: Any, model: ModelIdentity) -> Entry:

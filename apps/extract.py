@@ -15,7 +15,7 @@ from ..base.dependencies import extra
 from ..features.extract.clips import Clips, MediaFile
 from ..features.extract.dataset import FeatureDataset, Making, Row, file_of, rows_table
 from ..features.extract.expert import PRESETS, Extractor, make_extractors
-from ..features.extract.run import Problem, Report, extract_features, find_media, read_rows
+from ..features.extract.run import Problem, Report, extract_features, find_media, read_rows, write_problems
 from ..training.encoder import SentenceEncoder
 from .tasks import EXIT_PROBLEMS, Pool, Task, add_pool_arguments, pool_of, run_tasks
 
@@ -100,9 +100,10 @@ def _read_on(
     with extra("tqdm", "extract-offline").tqdm(total=len(files), unit=" files", desc="extract") as bar:
         for table in run_tasks(partial(ExtractingWorker, make, clips, workers, dataset.making), tasks, pool):
             is_row = compute.is_valid(table["id"])
-            dataset.append_table(table.filter(is_row).drop_columns(REPORT))
             for text in table.filter(compute.invert(is_row))[REPORT].to_pylist():
                 _add_report(report, json.loads(text))
+            write_problems(report)
+            dataset.append_table(table.filter(is_row).drop_columns(REPORT))
             bar.update(report.files - bar.n)
             report.seconds = time.perf_counter() - begin
 

@@ -41,8 +41,8 @@ class Pool:
     """Actors of Ray Data that share the work.
 
     Attributes:
-        address: a running cluster, such as 'auto' or 'ray://host:10001'; None takes the one that this process is
-            connected to, or starts Ray on this machine.
+        address: a running cluster of which this machine is a node: 'auto' or 'host:6379'; None takes the one that this
+            process is connected to, or that the environment's RAY_ADDRESS names, or starts Ray on this machine.
         actors: their number; None is as many as the cluster's cores or GPUs are enough for.
         cpus, gpus: cores and GPUs of each actor.
     """
@@ -53,6 +53,8 @@ class Pool:
     gpus: int = 0
 
     def __post_init__(self) -> None:
+        if self.address is not None and "://" in self.address:  # Ray Data does not run through Ray's client
+            raise ValueError(f"ray: expected 'auto' or host:port, and a node to run on; got {self.address!r}")
         for name in ("actors", "cpus"):
             if getattr(self, name) is not None:
                 check_size(getattr(self, name), name)
@@ -120,11 +122,9 @@ def _run_on_ray(make_worker: Callable[[], Worker], tasks: Sequence[Task], pool: 
         return
     ray, data = extra("ray", "ray"), extra("ray.data", "ray")
     _connect(ray, pool)
-    context = data.DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
+    rows.context.target_max_block_size = BLOCK_BYTES  # of this dataset and what it becomes, not of the caller's
+    rows.context.enable_progress_bars = False
     results = rows.map_batches(
         Actor,
         fn_constructor_args=(make_worker, pool.cpus),
@@ -133,11 +133,16 @@ def _run_on_ray(make_worker: Callable[[], Worker], tasks: Sequence[Task], pool: 
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
     )
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # Ray tells of its plans
     try:
         yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error  # what the worker raised, without Ray's account of where
         raise RuntimeError(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _connect(ray: Any, pool: Pool) -> None:
@@ -149,12 +154,14 @@ def _connect(ray: Any, pool: Pool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice of Ray's
     # Ray's processes begin with a fork and an exec, after which nothing of Lance is left.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    # Without an address Ray would join whatever cluster was started last on this machine.
+    address = pool.address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        ray.init(address=pool.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
     except ValueError as error:  # Ray refuses settings of a new cluster where it connects to one
-        if pool.address is None:
+        if address == "local":
             raise
-        raise ConnectionError(f"ray: no cluster answers at {pool.address}: {error}") from error
+        raise ConnectionError(f"ray: no cluster answers at {address}: {error}") from error
 
 
 def _actors(ray: Any, pool: Pool, tasks: int) -> int:

@@ -112,9 +112,9 @@ def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
     return result, time.perf_counter() - begin, resident("VmHWM") - start
 
 
-def resident(key: str) -> int:
-    """Bytes of memory that this process holds, mapped files included: now (VmRSS) or at most (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
+def resident(key: str, pid: int | str = "self") -> int:
+    """Bytes of memory that a process holds: now (VmRSS) or at most (VmHWM), mapped files included; RssAnon without."""
+    status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
 
 

@@ -10,7 +10,7 @@ import csv
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,17 +154,19 @@ def extract_features(
     with writing(to):
         dataset = FeatureDataset(to, making)
         waiting = [file for file in files if file.name not in dataset.complete]
-        report = Report(to, skipped=len(files) - len(waiting))
-        earlier = _read_errors(errors_path(to), dataset.complete)
+        report = Report(to, skipped=len(files) - len(waiting), problems=_read_problems(dataset))
+
+        def append(rows: Sequence[Row]) -> None:
+            write_problems(report)
+            dataset.append(rows)
+
         try:
             if read is None:
-                read_rows(waiting, clips, extractors, dataset.ids, workers, dtype, dataset.append, report)
+                read_rows(waiting, clips, extractors, dataset.ids, workers, dtype, append, report)
             else:
                 read(waiting, dataset, report)
         finally:
-            report.problems[:0] = earlier
-            rows = [(x.file, x.clip, x.expert, x.reason) for x in report.problems]
-            write_errors(errors_path(to), _COLUMNS, rows)
+            write_problems(report)
         dataset.compact()
     return report
 
@@ -215,15 +217,14 @@ class _Run:
                 for batch in reader.batches():
                     self._process_batch(batch)
                     if time.perf_counter() - committed > COMMIT_S or len(self._rows) >= COMMIT_ROWS:
-                        self._commit()
+                        self._commit(reader)
                         committed = time.perf_counter()
                     rate = self._report.clips / (time.perf_counter() - begin)
                     bar.set_postfix_str(f"{rate:.1f} clips/s, {len(self._report.problems)} problems", refresh=False)
                     bar.update(reader.done_bytes - bar.n)
                 bar.update(total - bar.n)
         finally:
-            self._commit()
-            self._report.problems += reader.problems
+            self._commit(reader)
             self._report.files, self._report.waiting_s = reader.files_done, reader.waiting_s
             self._report.seconds = time.perf_counter() - begin
 
@@ -235,7 +236,8 @@ class _Run:
             self._report.clips += 1
             self._report.media_s += clip.end_s - clip.start_s
 
-    def _commit(self) -> None:
+    def _commit(self, reader: _Reader) -> None:
+        self._report.problems += reader.take_problems()
         rows, self._rows = self._rows, []
         self._append(rows)
 
@@ -307,7 +309,7 @@ class _Reader:
         self._running = len(self._threads)
         self.sizes = {file.name: file.path.stat().st_size for file in files if file.path.is_file()}
         self._shares: dict[str, float] = {}
-        self.problems: list[Problem] = []
+        self._problems: list[Problem] = []
         self.files_done = 0
         self.waiting_s = 0.0
 
@@ -328,6 +330,12 @@ class _Reader:
         """Bytes of the files, as far as they were read."""
         with self._changed:
             return int(sum(self.sizes.get(name, 0) * share for name, share in self._shares.items()))
+
+    def take_problems(self) -> list[Problem]:
+        """What could not be read since the last call."""
+        with self._changed:
+            problems, self._problems = self._problems, []
+        return problems
 
     def batches(self) -> Iterator[list[Clip]]:
         """All clips that are not known, as many at once as are there, up to a batch."""
@@ -377,7 +385,7 @@ class _Reader:
             self.files_done += is_complete
             self._shares[file.name] = 1.0
             if notes:
-                self.problems.append(Problem(file.name, "", "", "; ".join(notes)))
+                self._problems.append(Problem(file.name, "", "", "; ".join(notes)))
 
     def _put(self, file: MediaFile, clip: Clip) -> bool:
         """False where the run is being stopped."""
@@ -398,10 +406,21 @@ class _Reader:
 _COLUMNS = ("file", "clip", "expert", "reason")
 
 
-def _read_errors(path: Path, complete: Collection[str]) -> list[Problem]:
-    """The problems that earlier runs had with files that are complete; others are read again, or are gone."""
+def write_problems(report: Report) -> None:
+    """List what could not be read, so far.
+
+    This comes before the rows of the same clips are added: a clip that is in the dataset is not read again, and whoever
+    kills the run between the two finds its problem listed.
+    """
+    write_errors(errors_path(report.path), _COLUMNS, [(x.file, x.clip, x.expert, x.reason) for x in report.problems])
+
+
+def _read_problems(dataset: FeatureDataset) -> list[Problem]:
+    """The problems that earlier runs had with files and clips that are not read again."""
+    path = errors_path(dataset.path)
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return [Problem(*(row.get(x) or "" for x in _COLUMNS)) for row in rows if row.get("file") in complete]
+    problems = [Problem(*(row.get(x) or "" for x in _COLUMNS)) for row in rows]
+    return [x for x in problems if x.file in dataset.complete or x.clip in dataset.ids]

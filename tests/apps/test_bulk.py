@@ -1,21 +1,26 @@
 """Embedding in bulk: what one undisturbed process stores is stored whatever is killed."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("lance")
 
+import pyarrow as pa
+
 from collaborative_experts import CollaborativeExperts, VideoIndex, read_features
 from collaborative_experts.apps import bulk
 from collaborative_experts.apps.journal import Journal
-from collaborative_experts.apps.tasks import Pool, run_tasks
+from collaborative_experts.apps.tasks import Pool, _connect, run_tasks
 from helpers import TRAINABLE, untrained, write_features
 
 VIDEOS = 120
@@ -171,9 +176,42 @@ def test_the_same_files_of_other_experts_are_other_work(folder):
     assert bulk._facts(as_given) != bulk._facts(swapped)
 
 
+def shard_table(number, ids):
+    return pa.table({"id": ids, "shard": [number] * len(ids)})
+
+
+@pytest.mark.parametrize(
+    ("tables", "error"),
+    [
+        ([(0, "ab"), (1, "cd"), (2, "e")], None),
+        ([(1, "c"), (0, "ba"), (2, "e"), (1, "d")], None),  # cut, and in any order
+        ([(0, "ab"), (2, "e")], r"expected 3 shards, 1 are not whole: \[1\]"),
+        ([(0, "ab"), (1, "c"), (2, "e")], r"1 are not whole: \[1\]"),
+        ([(0, "aa"), (1, "cd"), (2, "e")], "shard 0: expected its 2 videos once, got 2 rows of 1 of them"),
+        ([(0, "ab"), (1, "c"), (1, "dx"), (2, "e")], "shard 1: expected its 2 videos once, got 3 rows of 2 of them"),
+        ([(0, "ab"), (1, "ce"), (2, "d")], "shard 1: expected its 2 videos once, got 2 rows of 1 of them"),
+        ([(0, "ab"), (1, "cd"), (2, "e"), (0, "ab")], "shard 0: expected its 0 videos once, got 2 rows"),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True], ids=["as given", "joined"])
+def test_shards_are_whole(tables, error, joined):
+    """A worker whose files differ, or a part that is lost, does not pass for a shard."""
+    spans = [{"shard": number, "start": 2 * number, "stop": min(2 * number + 2, 5)} for number in range(3)]
+    given = [shard_table(number, list(ids)) for number, ids in tables]
+    given = [pa.concat_tables(given)] if joined and len({number for number, _ in tables}) == len(tables) else given
+    with pytest.raises(RuntimeError, match=error) if error else nullcontext():
+        found = {number: sorted(table["id"].to_pylist()) for number, table in bulk._whole_shards(given, spans, "abcde")}
+        assert found == {0: ["a", "b"], 1: ["c", "d"], 2: ["e"]}
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
-    [({"actors": 0}, "actors: expected"), ({"cpus": 0}, "cpus: expected"), ({"gpus": -1}, "gpus: expected")],
+    [
+        ({"actors": 0}, "actors: expected"),
+        ({"cpus": 0}, "cpus: expected"),
+        ({"gpus": -1}, "gpus: expected"),
+        ({"address": "ray://head:10001"}, "ray: expected 'auto' or host:port"),
+    ],
 )
 def test_pool_refuses(settings, error):
     with pytest.raises(ValueError, match=error):
@@ -198,13 +236,15 @@ def cluster():
     cluster.shutdown()
 
 
-def actor_processes():
-    """Process ids of the actors of Ray Data."""
+def actor_processes(cluster):
+    """Process ids of the cluster's actors of Ray Data."""
+    raylets = {entry.process.pid for node in cluster.list_all_nodes() for entry in node.all_processes["raylet"]}
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ray::MapWorker" in path.read_bytes():
-                found.append(int(path.parent.name))
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and b"ray::MapWorker" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
         except OSError:  # it has just ended
             continue
     return found
@@ -217,7 +257,7 @@ def test_a_killed_actor_and_a_killed_machine(folder, tmp_path, cluster, monkeypa
     def add_and_kill(self, ids, *args, **kwargs):
         add(self, ids, *args, **kwargs)
         if not killed:
-            actors = actor_processes()
+            actors = actor_processes(cluster)
             assert actors
             os.kill(actors[0], signal.SIGKILL)
         if len(killed) == 2:
@@ -229,6 +269,38 @@ def test_a_killed_actor_and_a_killed_machine(folder, tmp_path, cluster, monkeypa
     assert (report.added, report.without_experts, len(report.errors)) == (VIDEOS - 2, 1, 1)
     assert len(killed) > 3
     assert rows(to).equals(expected)
+
+
+def test_settings_of_ray_are_the_callers(cluster, monkeypatch):
+    """A shard is one block, however small the caller's blocks are, and the caller's stay as they are."""
+    from ray.data import DataContext
+
+    def make():
+        return lambda task: iter([pa.table({"x": np.arange(task["rows"])})])
+
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    monkeypatch.setattr(context, "target_max_block_size", 1000)
+    monkeypatch.setattr(context, "enable_progress_bars", True)
+    level = logger.level
+    assert [len(table) for table in run_tasks(make, [{"rows": 5000}], Pool(actors=1))] == [5000]
+    assert DataContext.get_current() is context
+    assert (context.target_max_block_size, context.enable_progress_bars) == (1000, True)
+    assert logger.level == level
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "address"),
+    [(None, None, "local"), (None, "a:1", "a:1"), ("auto", "a:1", "auto"), ("b:2", None, "b:2")],
+)
+def test_a_cluster_of_others_is_not_joined(given, environment, address, monkeypatch):
+    """Ray alone joins the cluster that was started last on the machine."""
+    if environment:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    else:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    calls = []
+    _connect(SimpleNamespace(is_initialized=lambda: False, init=lambda **settings: calls.append(settings)), Pool(given))
+    assert [call["address"] for call in calls] == [address]
 
 
 def test_errors_of_workers(cluster):

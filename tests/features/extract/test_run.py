@@ -326,7 +326,7 @@ class TestResume:
         assert len(ids) == len(set(ids)) == 100
 
     def test_killed_at_any_time_nothing_is_lost_and_nothing_twice(self, root, tmp_path):
-        """SIGKILL again and again, until a run comes to its end; the rows are those of a run without kills."""
+        """SIGKILL again and again, until a run comes to its end; rows and problems are those of a run without kills."""
         folder, to = tmp_path / "media", tmp_path / "features.lance"
         folder.mkdir()
         for i in range(12):
@@ -338,7 +338,7 @@ class TestResume:
             "from test_run import Clips, Level, go, run\n"
             "run.COMMIT_S = 0.02\n"
             "run.BATCH = 3\n"
-            "level = Level()\n"
+            "level = Level(fail_on=[f'{i:02}.mkv#t=1.0,1.5' for i in range(12)])\n"
             "first = level._one\n"
             "level._one = lambda clip: (time.sleep(0.01), first(clip))[1]\n"
             "print('begins', flush=True)\n"
@@ -362,7 +362,11 @@ class TestResume:
         assert process.returncode == 0
         assert kills >= 2
         assert len(set(counts)) > 1, "every run began anew"
-        go(folder, tmp_path / "reference.lance", Level(), clips=Clips(0.5))
+        level = Level(fail_on=[f"{i:02}.mkv#t=1.0,1.5" for i in range(12)])
+        go(folder, tmp_path / "reference.lance", level, clips=Clips(0.5))
+        listed = problems(to.with_suffix(".errors.csv"))
+        assert sorted(x["clip"] for x in listed) == sorted(level.fail_on)
+        assert {x["reason"] for x in listed} == {"ValueError: a bad clip"}
         killed, reference = ({row["id"]: row["level"] for row in rows(x)} for x in (to, tmp_path / "reference.lance"))
         assert len(rows(to)) == len(killed) == 144
         assert killed == reference
