@@ -127,7 +127,7 @@ class SearchService:
         if isinstance(request, ExplainRequest):
             return self._explain(request, texts)
         if request.like is None:
-            return Query(request, self._fitting(texts.rows(request.texts, request.expert_weights)))
+            return Query(request, texts.rows(request.texts, request.expert_weights))
         if isinstance(known, Exception):
             raise known
         if missing := set(request.like) - known:
@@ -145,7 +145,7 @@ class SearchService:
             found_of = self._search_like(sorted({x for one in asked for x in one}), count, where)
             found = [found_of[x] for one in asked for x in one]
         else:
-            text = concatenate([query.text for query in queries if query.text])
+            text = self._fitting(concatenate([query.text for query in queries if query.text]))
             result = self.index.search(text, count, where=where)
             found = [result[row] for row in range(len(text))]
         left = iter(found)
@@ -191,7 +191,7 @@ class SearchService:
         return {"id": request.id, "score": why.score, "experts": experts}
 
     def _fitting(self, text: TextEmbeddings) -> TextEmbeddings:
-        if len(self.index) and (text.experts, text.model) != (self.index.experts, self.index.model):
+        if (text.experts, text.model) != (self.index.experts, self.index.model):
             raise OtherModelError("the index is of another model now; the service has to be started again")
         return text
 
@@ -260,6 +260,8 @@ def _each(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Found
         return []
     try:
         return list(work(items))
+    except OSError as error:  # of the store, whatever the items are
+        return [error] * len(items)
     except Exception as error:
         half = len(items) // 2
         return [*_each(items[:half], work), *_each(items[half:], work)] if half else [error]
