@@ -127,18 +127,6 @@ def test_a_film_that_goes_after_it_was_found_is_404(client, films, monkeypatch, 
     assert method == "HEAD" or response.json() == {"detail": "the media file of 'clip/05' cannot be read"}
 
 
-def test_a_film_that_goes_while_it_is_sent_is_sent_whole(service, open_client, films):
-    """As a system keeps an open file until its last reader is done; one that is cut off ends the connection."""
-    content = CONTENT * 500
-    (films / "05.mp4").write_bytes(content)
-    client = open_client(service)
-    with client.stream("GET", "/media/clip/05") as response:
-        parts = response.iter_bytes(1000)
-        first = next(parts)
-        (films / "05.mp4").unlink()
-        assert first + b"".join(parts) == content
-
-
 def test_without_a_folder_nothing_is_played(index, operator, films, open_client):
     client = open_client(SearchService(index, operator))
     assert client.get("/media/clip/05").status_code == 404
