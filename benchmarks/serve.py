@@ -37,6 +37,7 @@ CONFIG = {
     "shared_dim": 256,
 }
 CALLERS, SOAK_CALLERS, K = (1, 16, 64), 16, 10
+HEAD = "| callers | answers/s | p50 ms | p95 ms | p99 ms | errors |\n|---|---|---|---|---|---|"
 MOST_GROWTH, FIRST_ANSWER_S = 0.05, 3.0
 WORDS = ["man", "woman", "dog", "cat", "car", "runs", "sings", "talks", "about", "in", "the", "red", "street", "ball"]
 
@@ -58,6 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_store(Path(folder), options.videos)
         with serving(Path(folder)) as (process, port, first_s):
+            print(HEAD)
             table = [measured(port, callers, seconds) for callers in CALLERS]
             growth = soak(process.pid, port, requests)
             process.send_signal(signal.SIGKILL)
@@ -110,17 +112,14 @@ def serving(folder: Path) -> Iterator[tuple[subprocess.Popen, int, float]]:
 
 
 def measured(port: int, callers: int, seconds: float) -> dict[str, float]:
-    """Latencies and rate of so many callers, as a row of the table."""
+    """Latencies and rate of so many callers, printed as a row of the table in docs/serve.md."""
     called(port, callers, min(seconds, 2.0))
     found = called(port, callers, seconds)
     times = np.array(found["times"]) * 1000
     row = {"callers": callers, "requests": len(times), "errors": found["errors"], "rate": len(times) / seconds}
     row |= {f"p{q}_ms": float(np.percentile(times, q)) for q in (50, 95, 99)}
-    print(
-        f"{callers:3} callers  {row['rate']:7.1f} answers/s  p50 {row['p50_ms']:7.1f} ms  p95 {row['p95_ms']:7.1f}  "
-        f"p99 {row['p99_ms']:7.1f}  errors {row['errors']}",
-        flush=True,
-    )
+    cells = (callers, f"{row['rate']:.0f}", *(f"{row[f'p{q}_ms']:.1f}" for q in (50, 95, 99)), row["errors"])
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return row
 
 

@@ -239,6 +239,7 @@ def store(folder: Path) -> None:
             spans=[(0.0, FRAMES / FRAME_RATE)] * len(paths),
             metadata=[{"text": {"words": sign}} if sign else None for sign in signs],
         )
+        index.note_weights(folder / "run" / BEST)
 
 
 def answer(folder: Path, queries: Sequence[str]) -> SearchResult:

@@ -40,16 +40,17 @@ class Letters:
 
 
 def make_clips(folder):
-    """One film of 12 s, whose picture changes each second, with sound."""
+    """One film of 12 s, whose picture changes each second, with sound; and a file that is none."""
     frames = np.zeros((120, 90, 160, 3), np.uint8)
     for i, frame in enumerate(frames):
         frame[:, :80] = (20 * (i // 10), 120, 255 - 20 * (i // 10))
         frame[20:70, i : i + 30] = 230
+    (folder / "broken.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(range(256)) * 40)
     return write_media(folder / "film.mp4", frames, sound=tone(12))
 
 
 def make_store(folder, operator):
-    """`folder/videos.lance`: 40 clips, the film's seconds among them, some without a file, some hostile."""
+    """`folder/videos.lance`: 40 clips, the film's seconds among them, some with none or a broken one, some hostile."""
     rng = np.random.default_rng(0)
     words = rng.standard_normal((COUNT, 3, 5))
     features = {"motion": rng.standard_normal((COUNT, 12)), "sound": rng.standard_normal((COUNT, 8)), "words": words}
@@ -58,7 +59,7 @@ def make_store(folder, operator):
     ids = [f"clip{i:02}" for i in range(COUNT)]
     ids[7] = HOSTILE
     uris = ["film.mp4"] * COUNT
-    uris[3] = "gone.mp4"
+    uris[3], uris[5] = "gone.mp4", "broken.mp4"
     spans = [(i % 10 + 0.5, i % 10 + 0.5 + 1 + i % 2) for i in range(COUNT)]
     metadata = [{"text": {"ocr": f"STATION {i}", "speech": "the train leaves"}, "camera": "left"} for i in range(COUNT)]
     metadata[7] = {"caption": HOSTILE, "text": {"ocr": HOSTILE}, "labels": {"motion": [HOSTILE]}, HOSTILE: [HOSTILE]}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ...base.dependencies import is_panic
+
 WINDOW_S, MOST, WAITING = 0.003, 64, 256
 """Seconds that a request waits for others, the size from which a batch is full, and requests that may wait."""
 
@@ -96,6 +98,10 @@ class Batcher:
             answers = await asyncio.to_thread(self._work, [request for request, _ in batch])
         except Exception as error:  # the worker goes on, whatever one batch was
             answers = [error] * len(batch)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            answers = [RuntimeError(f"panic: {error}")] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.cancelled():
                 continue

@@ -1,4 +1,4 @@
-"""What a caller may ask by `where`: comparisons of columns, and no more.
+"""The conditions that a caller may ask by `where`: comparisons of columns, and no more.
 
 A condition of strangers can take a process down: deep ones overflow the stack of Lance's parser, and functions such as
 `repeat` take any memory. So a condition is short, and the functions in it are listed here.

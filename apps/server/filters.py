@@ -13,7 +13,7 @@ def condition(
     id_contains: str | None = None,
     where: str | None = None,
 ) -> str | None:
-    """What `VideoIndex.search(where=...)` takes; None where nothing is asked.
+    """The condition for `VideoIndex.search(where=...)`; None where nothing is asked.
 
     Args:
         names: the experts of the store, in its order.

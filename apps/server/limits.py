@@ -1,4 +1,4 @@
-"""What a request may take, and what an error may tell.
+"""Limits of a request, and of what an error tells.
 
 A body is read here, to its end, before anything looks at it.
 """
@@ -47,7 +47,7 @@ class Contained:
 
 
 class Limited:
-    """ASGI: 413 for bodies of more than 1 MB, 408 for those that take half a minute to come."""
+    """ASGI: 413 for bodies of more than `largest` bytes, 408 for those that take half a minute to come."""
 
     def __init__(self, app: ASGIApp, largest: int = LARGEST_BODY) -> None:
         self._app, self._largest = app, largest

@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus."""
+"""Counts and times that /metrics gives to Prometheus."""
 
 from __future__ import annotations
 

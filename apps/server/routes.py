@@ -7,6 +7,8 @@ by thumbnails.py.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,7 +30,7 @@ from .limits import Contained, Limited
 from .media import content_type
 from .metrics import Measured, Metrics
 from .security import LOOPBACK, Guarded, Headered, KnownHosts
-from .service import SearchService, UnknownVideoError
+from .service import OtherModelError, SearchService, UnknownVideoError
 from .thumbnails import read_thumbnail
 
 PAGE = FilePath(__file__).with_name("page")
@@ -39,12 +41,14 @@ RETRY_AFTER_S, LONGEST_REASON = 1, 500
 MOST_PICTURES = 8
 """Threads that make or wait for pictures; the others stay free for the other routes."""
 
-VideoId = Annotated[str, Path(max_length=schema.LONGEST_ID)]
+log = logging.getLogger(__name__)
+
+VideoId = Annotated[schema.Id, Path()]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a service is offered.
+    """The way in which a service is offered.
 
     Attributes:
         token: demanded on every route; None for none.
@@ -113,7 +117,7 @@ def _add_questions(app: FastAPI, batcher: Batcher) -> None:
 
     @app.post("/explain", response_model=schema.ExplainResponse)
     async def explain(request: schema.ExplainRequest) -> Response:
-        """What each expert adds to the score of a sentence and a video."""
+        """The share of each expert in the score of a sentence and a video."""
         return _json(await batcher.submit((request, time.perf_counter())))
 
 
@@ -124,7 +128,7 @@ def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | Non
     @app.get("/videos/{video_id:path}", response_model=schema.VideoResponse)
     @app.post("/videos/{video_id:path}", response_model=schema.VideoResponse)
     def video(video_id: VideoId) -> Response:
-        """What the index holds of a video."""
+        """All that the index holds of a video."""
         return _json(_encoded(service.video(video_id)))
 
     @app.head("/media/{video_id:path}", include_in_schema=False)
@@ -132,7 +136,13 @@ def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | Non
     def media(video_id: VideoId) -> Response:
         """The video's file; takes ranges of bytes."""
         path, _, _ = service.media_of(video_id)
-        return FileResponse(path, media_type=content_type(path), headers={"Cache-Control": "private, no-cache"})
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+        except OSError:  # it has just gone, or may not be read
+            raise UnknownVideoError(f"the media file of {video_id!r} cannot be read") from None
+        headers = {"Cache-Control": "private, no-cache"}
+        return FileResponse(path, media_type=content_type(path), headers=headers, stat_result=found)
 
     @app.get("/thumbnail/{video_id:path}", response_class=Response)
     async def picture(video_id: VideoId) -> Response:
@@ -150,7 +160,7 @@ def _add_videos(app: FastAPI, service: SearchService, thumbnails: FilePath | Non
 def _add_state(app: FastAPI, service: SearchService, metrics: Metrics) -> None:
     @app.get("/health", response_model=schema.Health)
     def health() -> Response:
-        """Whether the index can be read, and what it holds."""
+        """A sign of life, and the size of the index."""
         return _json(_encoded(service.health()))
 
     @app.get("/metrics")
@@ -181,7 +191,7 @@ def _add_handlers(app: FastAPI) -> None:
         UnknownVideoError: _answering(404),
         ValueError: _answering(422),
         TypeError: _answering(422),
-        OSError: _answering(503, headers=later),
+        OSError: _answering(503, _unreadable, headers=later),
         QueueFullError: _answering(503, headers=later),
     }.items():
         app.add_exception_handler(kind, answer)
@@ -198,6 +208,12 @@ def _answering(
         return JSONResponse({"detail": _shortened(reason(error))}, status, headers)
 
     return answer
+
+
+def _unreadable(error: OSError) -> str:
+    """Errors of the files name paths of this machine, which are for its log alone."""
+    log.error("%s", error)
+    return str(error) if isinstance(error, OtherModelError) else "the index cannot be read; the service's log says more"
 
 
 def _shortened(reason: str) -> str:
@@ -241,11 +257,11 @@ def _json(content: Any) -> Response:
 
 def _wrap(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """The layers around the routes; the last one is the outermost."""
-    if settings.token is not None:
+    app.add_middleware(Limited)
+    if settings.token is not None:  # outside of Limited, so that no body of a stranger is read
         app.add_middleware(Guarded, token=settings.token)
     else:
         app.add_middleware(KnownHosts, hosts=settings.hosts)
-    app.add_middleware(Limited)
     app.add_middleware(Contained)
     if settings.cors:
         app.add_middleware(

@@ -1,10 +1,10 @@
-"""What the routes take: types, limits, and the reasons that a caller reads. The limits stand in the OpenAPI schema."""
+"""Requests and responses of the routes: types, limits, and the reasons that a caller reads. OpenAPI shows them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from ...retrieval.index import LONGEST_ID
 from .conditions import check_condition
@@ -13,7 +13,15 @@ LONGEST_SENTENCE, MOST_SENTENCES, MOST_ANSWERS, LONGEST_CONDITION = 2_000, 64, 1
 """Characters of a sentence, sentences and ids of a request, k + offset, and characters of `where`."""
 
 Sentence = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_SENTENCE, pattern=r"\S")]
-Id = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_ID)]
+
+
+def _check_bytes(name: str) -> str:
+    if len(name.encode()) > LONGEST_ID:
+        raise ValueError(f"expected 1 to {LONGEST_ID} bytes")
+    return name
+
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_ID), AfterValidator(_check_bytes)]
 Factor = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Factors = Annotated[dict[Annotated[str, StringConstraints(max_length=200)], Factor], Field(max_length=100)]
@@ -25,6 +33,11 @@ class _Request(BaseModel):
     @property
     def texts(self) -> list[str]:
         """The sentences that have to be embedded."""
+        return []
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of videos whose like are wanted."""
         return []
 
 
@@ -77,6 +90,10 @@ class SearchRequest(_Request):
     @property
     def texts(self) -> list[str]:
         return self.sentences or []
+
+    @property
+    def ids(self) -> list[str]:
+        return self.like or []
 
 
 class EmbedRequest(_Request):
@@ -157,7 +174,7 @@ class ExplainResponse(BaseModel):
 
 
 class VideoResponse(BaseModel):
-    """What the index holds of a video; `media` is true where /media/{id} has its file."""
+    """All that the index holds of a video; `media` is true where /media/{id} has its file."""
 
     id: str
     uri: str | None
@@ -169,7 +186,7 @@ class VideoResponse(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the service answers, and from what."""
+    """A sign of life: the size of the index, and whether sentences are answered."""
 
     status: str
     videos: int

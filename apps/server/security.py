@@ -1,4 +1,4 @@
-"""Who may ask, and what a browser may do with the answers.
+"""The token, the Host header, and the headers that tell a browser what it may do with the answers.
 
 With a token every route demands it: as `Authorization: Bearer TOKEN`, or as the cookie that the page of `/login` gives
 to a browser, which cannot add a header to its requests for films. The cookie holds no token: it is a time of expiry
@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import Iterable
 from hashlib import sha256
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -25,11 +24,17 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .limits import Limited
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE, COOKIE_S = "collaborative_experts", 12 * 3600
 """Name of the cookie, and seconds until it expires."""
 
-SHORTEST_TOKEN = 16
+SHORTEST_TOKEN, LONGEST_TOKEN = 16, 1_000
+"""Characters."""
+
+LARGEST_FORM = 10_000
+"""Bytes of what is sent to `/login`, the one body of a stranger that is read."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -61,9 +66,11 @@ def read_token(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--token-file: there is no file {path}")
-    token = path.read_text(encoding="utf-8").strip()
-    if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},}}", token):
-        raise ValueError(f"{path}: expected a token of at least {SHORTEST_TOKEN} visible ASCII characters, in one line")
+    token = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},{LONGEST_TOKEN}}}", token):
+        raise ValueError(
+            f"{path}: expected a token of {SHORTEST_TOKEN} to {LONGEST_TOKEN:,} visible ASCII characters, in one line"
+        )
     return token
 
 
@@ -113,28 +120,25 @@ class Guarded:
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, token.encode()
+        self._login_form = Limited(self._login, LARGEST_FORM)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope, receive)
+        request = Request(scope)
         if scope["path"] == "/login":
-            await (await self._login(request))(scope, receive, send)
-        elif self._is_allowed(request.headers):
+            await self._login_form(scope, receive, send)
+        elif self._is_allowed(request):
             await self._app(scope, receive, send)
         else:
             await _refusal(request)(scope, receive, send)
 
-    def _is_allowed(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+    def _is_allowed(self, request: Request) -> bool:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._is_token(token.strip())
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and self._is_cookie(cookie.value)
+        return self._is_cookie(request.cookies.get(COOKIE, ""))
 
     def _is_token(self, token: str) -> bool:
         return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token)
@@ -148,7 +152,10 @@ class Guarded:
     def _cookie(self, expiry: int) -> str:
         return f"{expiry}.{hmac.new(self._token, f'cookie {expiry}'.encode(), sha256).hexdigest()}"
 
-    async def _login(self, request: Request) -> Response:
+    async def _login(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (await self._sign_in(Request(scope, receive)))(scope, receive, send)
+
+    async def _sign_in(self, request: Request) -> Response:
         if request.method != "POST":
             return HTMLResponse(_LOGIN.format(problem=""))
         fields = parse_qs((await request.body()).decode("utf-8", "replace"))

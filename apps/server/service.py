@@ -1,8 +1,9 @@
-"""What the routes do, without HTTP: requests that came together are embedded together and searched together."""
+"""The work of the routes, without HTTP: requests that came together are embedded and searched together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...retrieval.arrays import as_numpy
-from ...retrieval.embeddings import TextEmbeddings
+from ...retrieval.embeddings import TextEmbeddings, concatenate
 from ...retrieval.explain import explain
 from ...retrieval.index import SentenceOperator, VideoIndex
 from ...retrieval.result import SearchResult
@@ -19,13 +20,17 @@ from .media import find_media
 from .schema import EmbedRequest, ExplainRequest, Request, SearchRequest
 
 Content = dict[str, Any]
-Item = TypeVar("Item")
+Item, Found = TypeVar("Item"), TypeVar("Found")
 
 _UNKNOWN = {"uri": None, "start_s": None, "end_s": None, "metadata": None}
 
 
 class UnknownVideoError(LookupError):
     """The index holds no video of this id."""
+
+
+class OtherModelError(OSError):
+    """Another index has taken the place of the one that the operator fits."""
 
 
 class SearchService:
@@ -63,7 +68,7 @@ class SearchService:
         }
 
     def video(self, video_id: str) -> Content:
-        """What the index holds of a video.
+        """The stored facts of a video.
 
         Raises:
             UnknownVideoError: there is none of this id.
@@ -94,36 +99,45 @@ class SearchService:
 
     def answer(self, requests: Sequence[Request]) -> list[Content | Exception]:
         """The content of each response, or what is wrong with the request."""
-        return _each(requests, self._answer)
+        texts = self._embed(list(dict.fromkeys(text for request in requests for text in request.texts)))
+        known = _attempt(self._known, {x for request in requests for x in request.ids})
+        answers = [_attempt(self._answer_alone, request, texts, known) for request in requests]
+        for rows in _grouped(answers):
+            for row, found in zip(rows, _each([answers[row] for row in rows], self._search), strict=True):
+                answers[row] = found
+        return answers
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    def _answer(self, requests: Sequence[Request]) -> list[Content | Exception]:
-        texts = self._embed(list(dict.fromkeys(text for request in requests for text in request.texts)))
-        answers: dict[int, Content | Exception] = {}
-        for rows in _grouped(requests):
-            group = [requests[row] for row in rows]
-            answers |= zip(rows, _each(group, lambda some: self._answer_alike(some, texts)), strict=True)
-        return [answers[row] for row in range(len(requests))]
-
     def _embed(self, sentences: list[str]) -> Texts:
-        if not sentences:
-            return Texts({}, None)
         if self.operator is None:
-            raise ValueError("sentences: this service was started without a model for them; ask with like")
-        return Texts({x: row for row, x in enumerate(sentences)}, self.operator.encode_sentences(sentences))
+            reason = "sentences: this service was started without a model for them; ask with like"
+            return Texts(dict.fromkeys(sentences, ValueError(reason)))
+        encode = self.operator.encode_sentences
+        return Texts(dict(zip(sentences, _each(sentences, lambda some: _rows(encode(some))), strict=True)))
 
-    def _answer_alike(self, requests: Sequence[Any], texts: Texts) -> list[Content]:
-        """The answers to requests of one kind and, for searches, of one condition and length."""
-        if isinstance(requests[0], EmbedRequest):
-            return [_embeddings(texts.rows(request.texts)) for request in requests]
-        if isinstance(requests[0], ExplainRequest):
-            return [self._explain(request, texts) for request in requests]
-        return self._search(requests, texts)
+    def _known(self, ids: Iterable[str]) -> set[str]:
+        """Those of the ids that the index holds; all of them while it is empty, where nothing is like them."""
+        return set(self.index.read(sorted(ids)).ids) if ids and len(self.index) else set(ids)
 
-    def _search(self, requests: Sequence[SearchRequest], texts: Texts) -> list[Content]:
-        first, videos = requests[0], len(self.index)
-        asked = [request.like or request.texts for request in requests]
+    def _answer_alone(self, request: Request, texts: Texts, known: set[str] | Exception) -> Content | Query:
+        """The answer to a request; of a search the query, since those that are alike are searched for together."""
+        if isinstance(request, EmbedRequest):
+            return _embeddings(texts.rows(request.texts))
+        if isinstance(request, ExplainRequest):
+            return self._explain(request, texts)
+        if request.like is None:
+            return Query(request, texts.rows(request.texts, request.expert_weights))
+        if isinstance(known, Exception):
+            raise known
+        if missing := set(request.like) - known:
+            raise ValueError(f"like: the index holds no video {min(missing)!r}")
+        return Query(request, None)
+
+    def _search(self, queries: Sequence[Query]) -> list[Content]:
+        """The answers to searches of one kind, condition and length."""
+        first, videos = queries[0].request, len(self.index)
+        asked = [query.request.like or query.request.texts for query in queries]
         count, where = first.k + first.offset, self._condition(first)
         if not videos:
             return [self._response([[] for _ in one], 0, True) for one in asked]
@@ -131,7 +145,7 @@ class SearchService:
             found_of = self._search_like(sorted({x for one in asked for x in one}), count, where)
             found = [found_of[x] for one in asked for x in one]
         else:
-            text = _joined([texts.rows(request.texts, request.expert_weights) for request in requests])
+            text = self._fitting(concatenate([query.text for query in queries if query.text]))
             result = self.index.search(text, count, where=where)
             found = [result[row] for row in range(len(text))]
         left = iter(found)
@@ -167,7 +181,7 @@ class SearchService:
 
     def _explain(self, request: ExplainRequest, texts: Texts) -> Content:
         stored = self._read(request.id)
-        why = explain(texts.rows(request.texts, request.expert_weights), stored.embeddings)
+        why = explain(self._fitting(texts.rows(request.texts, request.expert_weights)), stored.embeddings)
         columns = (why.available, why.weights, why.cosines, why.shares)
         names = ("available", "weight", "cosine", "share")
         experts = [
@@ -176,6 +190,11 @@ class SearchService:
         ]
         return {"id": request.id, "score": why.score, "experts": experts}
 
+    def _fitting(self, text: TextEmbeddings) -> TextEmbeddings:
+        if (text.experts, text.model) != (self.index.experts, self.index.model):
+            raise OtherModelError("the index is of another model now; the service has to be started again")
+        return text
+
     def _read(self, video_id: str) -> Any:
         stored = self.index.read([video_id]) if len(self.index) else None
         if not stored:
@@ -183,17 +202,29 @@ class SearchService:
         return stored
 
 
-class Texts:
-    """Embeddings of sentences, found again by the sentence."""
+@dataclass(frozen=True)
+class Query:
+    """A search whose own part has no mistake; `text` are its sentences' embeddings, None for `like`."""
 
-    def __init__(self, numbers: Mapping[str, int], embeddings: TextEmbeddings | None) -> None:
-        self._numbers, self._embeddings = numbers, embeddings
+    request: SearchRequest
+    text: TextEmbeddings | None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Embeddings of sentences, (1, D) an expert, or why there are none, found again by the sentence."""
+
+    found: Mapping[str, TextEmbeddings | Exception]
 
     def rows(self, sentences: Sequence[str], factors: Mapping[str, float] | None = None) -> TextEmbeddings:
         """The embeddings of some sentences, their expert weights multiplied by factors and made to sum to 1 again."""
-        if self._embeddings is None:
-            raise ValueError("sentences: expected at least one")
-        text = self._embeddings[[self._numbers[x] for x in sentences]]
+        parts = []
+        for sentence in sentences:
+            part = self.found[sentence]
+            if isinstance(part, Exception):
+                raise part
+            parts.append(part)
+        text = concatenate(parts)
         return text if factors is None else reweighted(text, factors)
 
 
@@ -216,28 +247,39 @@ def reweighted(text: TextEmbeddings, factors: Mapping[str, float]) -> TextEmbedd
 # --- small things -----------------------------------------------------------------------------------------
 
 
-def _each(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Content | Exception]]) -> list[Any]:
-    """What `work` gives for the items together; where that fails, for each alone, or its error."""
+def _attempt(work: Callable[..., Found], *arguments: Any) -> Found | Exception:
+    try:
+        return work(*arguments)
+    except Exception as error:  # a caller's mistake must not reach the others
+        return error
+
+
+def _each(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Found]]) -> list[Found | Exception]:
+    """The results of `work` for the items together; where that fails, for each half, down to the one that is wrong."""
+    if not items:
+        return []
     try:
         return list(work(items))
-    except Exception as error:  # a caller's mistake must not reach the others
-        return [error] if len(items) == 1 else [_each([item], work)[0] for item in items]
+    except OSError as error:  # of the store, whatever the items are
+        return [error] * len(items)
+    except Exception as error:
+        half = len(items) // 2
+        return [*_each(items[:half], work), *_each(items[half:], work)] if half else [error]
 
 
-def _grouped(requests: Sequence[Request]) -> list[list[int]]:
-    """Numbers of requests that can be answered together."""
+def _grouped(answers: Sequence[Any]) -> list[list[int]]:
+    """Numbers of the searches that can be done together."""
     groups: dict[Any, list[int]] = {}
-    for row, request in enumerate(requests):
-        key: tuple[Any, ...] = (type(request),)
-        if isinstance(request, SearchRequest):
-            key = (request.like is None, request.where, request.filters, request.k, request.offset)
-        groups.setdefault(key, []).append(row)
+    for row, query in enumerate(answers):
+        if isinstance(query, Query):
+            asked = query.request
+            key = (asked.like is None, asked.where, asked.filters, asked.k, asked.offset)
+            groups.setdefault(key, []).append(row)
     return list(groups.values())
 
 
-def _joined(texts: Sequence[TextEmbeddings]) -> TextEmbeddings:
-    embds = {name: np.concatenate([as_numpy(text.embds[name]) for text in texts]) for name in texts[0].experts}
-    return TextEmbeddings(embds, np.concatenate([as_numpy(text.weights) for text in texts]), model=texts[0].model)
+def _rows(text: TextEmbeddings) -> list[TextEmbeddings]:
+    return [text[row : row + 1] for row in range(len(text))]
 
 
 def _embeddings(text: TextEmbeddings) -> Content:

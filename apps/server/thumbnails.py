@@ -15,7 +15,7 @@ SIDE = 270
 """Pixels of the shorter side: a card of the page on a dense screen."""
 
 MOST_BYTES = 512_000_000
-"""What the folder holds at most, about 25,000 pictures. The oldest are deleted, and made again when they are wanted."""
+"""Most bytes in the folder, about 25,000 pictures. The oldest are deleted, and made again when they are wanted."""
 
 LOOK_EVERY = 200
 """New pictures between two looks at how much there is."""

@@ -191,6 +191,11 @@ class TestSearch:
         assert page.locator(".tag.rank").first.text_content() == "25"
         page.get_by_role("button", name="Previous", exact=True).click()
         wait_for_ids(page, found[:24])
+        page.goto(f"{page.url}&page=4000")  # beyond the thousand clips that the service gives
+        page.get_by_text("No more clips").wait_for()
+        assert page.get_by_text("Page 41").is_visible()
+        page.get_by_role("button", name="First page").click()
+        wait_for_ids(page, found[:24])
 
     def test_filters(self, page, index):
         ask(page)
@@ -299,6 +304,22 @@ class TestClip:
         assert page.locator(".stage video").count() == 0
         assert page.locator(".words", has_text="STATION 3").is_visible()
 
+    def test_a_broken_file_is_words_too(self, page):
+        page.goto(f"{page.url}?q=train&id=clip05")
+        page.locator(".card .excerpt", has_text="STATION 5").wait_for()
+        open_clip(page, 0)
+        page.locator(".words", has_text="This browser cannot play the file").wait_for()
+        assert page.locator(".words", has_text="STATION 5").is_visible()
+
+    def test_a_share_is_explained_where_experts_are_missing(self, page):
+        ask(page)
+        note = "leaves its weight to the others"
+        for name, missing in (("clip01", False), ("clip02", True)):
+            page.goto(f"{page.url.partition('?')[0]}?q=train&clip={name}")
+            page.locator(".shares").wait_for()
+            assert (page.locator(".shares .missing").count() > 0) == missing
+            assert (note in page.locator(".why").text_content()) == missing
+
     def test_metadata_of_users_may_have_any_form(self, page):
         page.goto(f"{page.url}?q=train&id=clip11")
         open_clip(page, 0)
@@ -335,12 +356,23 @@ class TestTrouble:
             port = urlsplit(address).port
             page.goto(address)
             ask(page)
+        page.locator(".open").first.click()
+        page.get_by_role("heading", name="The service does not answer").wait_for()
+        assert page.locator(".why").text_content() == ""
+        assert page.locator("#clip").get_by_role("button", name="Try again").is_visible()
+        page.keyboard.press("Escape")
         page.get_by_role("button", name="Next", exact=True).click()
         page.get_by_role("alert").get_by_text("The service does not answer").wait_for()
         assert server.should_exit
         with serving(app_of(index, folder), port):
             page.get_by_role("button", name="Try again").click()
             wait_for_ids(page, index.search([QUERY], COUNT)[0].ids[24:])
+            page.route("**/explain", lambda route: route.abort())
+            page.locator(".open").first.click()
+            page.get_by_role("heading", name="The service does not answer").wait_for()
+            page.unroute("**/explain")
+            page.locator("#clip").get_by_role("button", name="Try again").click()
+            page.locator(".shares").wait_for()
 
     def test_a_busy_service_is_asked_again(self, page):
         answers = iter([503])

@@ -33,6 +33,10 @@ def test_a_picture_is_made_once(tmp_path, monkeypatch):
 
 
 def test_what_has_no_picture_is_not_tried_again(tmp_path, monkeypatch):
+    film = make_clips(tmp_path)
+    film.write_bytes(film.read_bytes()[:5000])  # a copy that was cut off
+    for broken in (film, tmp_path / "broken.mp4"):
+        assert read_thumbnail(broken, 2.0, 3.0, tmp_path / "pictures") is None
     (tmp_path / "no.mp4").write_text("nothing")
     assert read_thumbnail(tmp_path / "no.mp4", None, None, tmp_path / "pictures") is None
     monkeypatch.setattr(thumbnails, "make_still", None)

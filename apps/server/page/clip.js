@@ -22,7 +22,9 @@ export async function openClip(dialog, id, context) {
   } catch (error) {
     if (error.name === "AbortError") return;
     parts.title.textContent = error.message;
-    parts.stage.replaceChildren(el("p", { class: "problem", role: "alert" }, error.advice ?? "Close this and try again."));
+    const again = el("button", { type: "button", class: "quiet", onclick: () => openClip(dialog, id, context) }, "Try again");
+    parts.stage.replaceChildren(el("div", { class: "words" }, el("p", { class: "problem", role: "alert" }, error.advice ?? "Close this and try again."), again));
+    parts.why.replaceChildren();
     context.onProblem(error);
   }
 }
@@ -73,7 +75,7 @@ function words(video, query, lead) {
 
 function whyFound(reasons, context) {
   const heading = el("h3", {}, "Why it was found");
-  if (reasons) return [heading, summary(reasons.experts, reasons.score), table(reasons.experts), legend()];
+  if (reasons) return [heading, summary(reasons.experts, reasons.score), table(reasons.experts), legend(reasons.experts)];
   const answer = context.answer;
   if (!answer) return [heading, el("p", { class: "muted" }, "Type a sentence to see how well it fits this clip.")];
   const experts = Object.entries(answer.shares).map(([expert, share]) => ({ expert, share, available: true }));
@@ -110,11 +112,13 @@ function table(experts, withWeights = true) {
   );
 }
 
-function legend() {
+function legend(experts) {
+  const missing = experts.some((entry) => !entry.available);
   return el(
     "p",
     { class: "muted fine" },
     "Weight: how much the sentence asks this expert. Cosine: how well the clip agrees with it. Share: what that adds to the score.",
+    missing ? " An expert that is not in this clip leaves its weight to the others." : "",
   );
 }
 

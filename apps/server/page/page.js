@@ -5,7 +5,7 @@ import { drawCards, moveByArrows } from "./cards.js";
 import { closeClip, openClip } from "./clip.js";
 import { byId, el, setExperts } from "./dom.js";
 import { drawFilters, drawLegend, readFilters } from "./filters.js";
-import { PAGE, addressOf, changedWeights, countFilters, isAsked, onlyQuery, readState, requestOf, searchKey, withoutFilters } from "./state.js";
+import { LAST_PAGE, PAGE, addressOf, changedWeights, countFilters, isAsked, onlyQuery, readState, requestOf, searchKey, withoutFilters } from "./state.js";
 
 const grid = byId("grid");
 const clip = byId("clip");
@@ -87,7 +87,7 @@ function drawAnswers(found) {
   byId("pages").hidden = state.page === 1 && all.length <= PAGE;
   byId("page-number").textContent = `Page ${state.page}`;
   byId("previous").disabled = state.page === 1;
-  byId("next").disabled = all.length <= PAGE;
+  byId("next").disabled = all.length <= PAGE || state.page === LAST_PAGE;
 }
 
 function statusOf(found, first) {

@@ -2,6 +2,9 @@
 
 export const PAGE = 24;
 
+/** The last page that the service gives, which answers at most 1,000 clips: see schema.py, and `requestOf` below. */
+export const LAST_PAGE = Math.floor((1000 - PAGE - 1) / PAGE) + 1;
+
 const EMPTY = { q: "", like: "", page: 1, has: [], min: "", max: "", id: "", weights: {}, clip: "" };
 
 export function readState(address = location.search) {
@@ -13,7 +16,7 @@ export function readState(address = location.search) {
     const factor = Number(pair.slice(at + 1));
     if (at > 0 && factor >= 0 && Number.isFinite(factor)) weights[pair.slice(0, at)] = factor;
   }
-  const page = Math.max(1, Math.floor(Number(text("page"))) || 1);
+  const page = Math.min(LAST_PAGE, Math.max(1, Math.floor(Number(text("page"))) || 1));
   const length = (key) => (Number(text(key)) >= 0 && text(key) !== "" ? text(key) : "");
   return {
     ...{ q: text("q"), like: text("like"), page, has: found.getAll("has"), weights },

@@ -4,13 +4,16 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import pytest
 
 pytest.importorskip("fastapi")
 
+from collaborative_experts import VideoIndex
 from collaborative_experts.apps.server.batching import Batcher, QueueFullError
 from collaborative_experts.apps.server.schema import EmbedRequest, ExplainRequest, SearchRequest
+from collaborative_experts.apps.server.service import SearchService
 
 
 def run(batcher, scenario):
@@ -73,6 +76,26 @@ def test_it_goes_on_after_a_failure_and_a_caller_that_left():
     assert run(batcher, scenario) == "good"
 
 
+def test_a_panic_of_a_library_in_rust_is_one_batchs():
+    class PanicException(BaseException):
+        pass
+
+    def work(xs):
+        if "bad" in xs:
+            raise PanicException("index out of bounds")
+        return xs
+
+    batcher = Batcher(work, window_s=0.0)
+
+    async def scenario():
+        await batcher.__aenter__()  # to leave would take for ever where the worker has ended
+        with pytest.raises(RuntimeError, match="panic: index out of bounds"):
+            await asyncio.wait_for(batcher.submit("bad"), 20)
+        return await asyncio.wait_for(batcher.submit("good"), 20)
+
+    assert asyncio.run(scenario()) == "good"
+
+
 def test_what_waits_at_the_end_is_answered_and_more_is_refused():
     batcher = Batcher(lambda xs: time.sleep(0.05) or xs, window_s=0.0, most=1, waiting=3)
     tasks = []
@@ -105,6 +128,44 @@ def test_64_callers_are_a_few_batches(service, operator, open_client):
     for caller in (0, 17, 63):
         alone = client.post("/search", json={"sentences": [f"sentence {caller}"], "k": 3}).json()
         assert [x["id"] for x in alone["results"][0]] == [x["id"] for x in answers[caller]["results"][0]]
+
+
+def test_wrong_requests_cost_the_others_nothing(service, operator):
+    """They are set aside before the search: the others are embedded, read and searched together as without them."""
+    right = [SearchRequest(sentences=[f"sentence {i}"], k=3) for i in range(40)]
+    right += [SearchRequest(like=[f"clip/{i:02}"], k=3) for i in range(20)]
+    wrong = [
+        SearchRequest(sentences=["a"], k=3, expert_weights={"face": 2}),
+        SearchRequest(sentences=["a"], k=3, expert_weights={"motion": 0, "audio": 0, "ocr": 0}),
+        SearchRequest(like=["none"], k=3),
+        ExplainRequest(sentence="a", id="none"),
+    ]
+    operator.calls.clear()
+    with (
+        patch.object(VideoIndex, "search", autospec=True, side_effect=VideoIndex.search) as search,
+        patch.object(VideoIndex, "search_like", autospec=True, side_effect=VideoIndex.search_like) as search_like,
+    ):
+        answers = service.answer([*right[:30], *wrong, *right[30:]])
+    assert [row for row, x in enumerate(answers) if isinstance(x, Exception)] == [30, 31, 32, 33]
+    assert (operator.calls, search.call_count, search_like.call_count) == ([41], 1, 1)
+
+
+def test_a_sentence_that_cannot_be_embedded_is_found_by_halves(index, operator):
+    class Choosy:
+        calls = 0
+
+        def encode_sentences(self, sentences):
+            self.calls += 1
+            if "bad" in sentences:
+                raise ValueError("cannot embed it")
+            return operator.encode_sentences(sentences)
+
+    choosy = Choosy()
+    requests = [SearchRequest(sentences=["bad" if i == 37 else f"sentence {i}"], k=3) for i in range(64)]
+    answers = SearchService(index, choosy).answer(requests)
+    assert [row for row, x in enumerate(answers) if isinstance(x, Exception)] == [37]
+    assert str(answers[37]) == "cannot embed it"
+    assert choosy.calls <= 13  # of one sentence each they would be 65
 
 
 def test_one_pass_answers_requests_of_all_kinds(service, operator):

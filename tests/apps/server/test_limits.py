@@ -68,12 +68,17 @@ def test_bodies_that_are_no_request(client, path, body):
     assert "Traceback" not in response.text
 
 
-def test_a_form_of_another_page_is_no_request(client):
-    """What a page elsewhere may send without asking first: text/plain."""
-    response = client.post(
-        "/search", content=b'{"sentences": ["a"]}', headers={"Content-Type": "text/plain;charset=UTF-8"}
-    )
+@pytest.mark.parametrize(
+    "kind", ["text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None]
+)
+def test_a_form_of_another_page_is_no_request(client, operator, kind):
+    """The kinds that a page elsewhere may send without asking first; a blob of its own may have none."""
+    headers = {"Origin": "https://evil.example", **({"Content-Type": kind} if kind else {})}
+    operator.calls.clear()
+    response = client.post("/search", content=b'{"sentences": ["a"]}', headers=headers)
     assert response.status_code == 422
+    assert "access-control-allow-origin" not in response.headers
+    assert operator.calls == []
 
 
 def test_a_large_body_is_413(client):

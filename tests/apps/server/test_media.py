@@ -112,6 +112,21 @@ def test_many_ranges_are_no_flood(client, films):
     assert len(response.content) <= 2 * len(CONTENT)
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_film_that_goes_after_it_was_found_is_404(client, films, monkeypatch, method):
+    real = SearchService.media_of
+
+    def media_of(self, video_id):
+        found = real(self, video_id)
+        found[0].unlink()
+        return found
+
+    monkeypatch.setattr(SearchService, "media_of", media_of)
+    response = client.request(method, "/media/clip/05")
+    assert response.status_code == 404
+    assert method == "HEAD" or response.json() == {"detail": "the media file of 'clip/05' cannot be read"}
+
+
 def test_without_a_folder_nothing_is_played(index, operator, films, open_client):
     client = open_client(SearchService(index, operator))
     assert client.get("/media/clip/05").status_code == 404

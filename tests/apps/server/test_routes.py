@@ -1,13 +1,17 @@
 """What the routes answer, held against the index and `explain` themselves."""
 
 import json
+import shutil
+import threading
+import time
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
 
-from collaborative_experts import VideoIndex, explain
+from collaborative_experts import VideoEmbeddings, VideoIndex, explain
 
 SENTENCES = ["a dog runs", "two cats", "a man speaks"]
 
@@ -103,6 +107,65 @@ def test_an_unknown_video_is_404(client):
     for path in ("/videos/none", "/media/none", "/thumbnail/none", "/nothing/here"):
         assert client.get(path).status_code == 404, path
     assert "no video 'none'" in post(client, "/explain", 404, sentence="a dog", id="none")["detail"]
+
+
+@pytest.mark.parametrize("name", ["a/b//c", "/a", "a/../b", "日本 é", "?x=1&y", "#", "a\tb", "-", "x" * 512])
+def test_ids_of_every_form(client, index, name):
+    index.add([name], index.read(["clip/00"]).embeddings)
+    address = quote(name, safe="")
+    assert client.get(f"/videos/{address}").json()["id"] == name
+    assert client.post(f"/videos/{address}").json()["id"] == name
+    assert post(client, "/explain", sentence="a dog", id=name)["id"] == name
+    assert len(post(client, "/search", like=[name], k=3)["results"][0]) == 3
+    for room in ("media", "thumbnail"):
+        assert "no media file" in client.get(f"/{room}/{address}").json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 513, "x" * 10_000, "é" * 300])
+def test_what_can_be_no_id(client, name):
+    for room in ("videos", "media", "thumbnail"):
+        assert client.get(f"/{room}/{quote(name, safe='')}").status_code == 422
+    for path, content in (("/explain", {"sentence": "a", "id": name}), ("/search", {"like": [name]})):
+        assert post(client, path, 422, **content)["detail"]
+
+
+def test_a_store_that_is_replaced_while_requests_run(client, index, tmp_path):
+    """Each request is answered from one of the stores, or told to come again."""
+    with VideoIndex(tmp_path / "next.lance") as other:
+        other.add(["new"], index.read(["clip/00"]).embeddings)
+    statuses, ids, stop = [], set(), threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            response = client.post("/search", json={"sentences": ["a dog"], "k": 1})
+            statuses.append(response.status_code)
+            ids.update(x["id"] for x in response.json().get("results", [[]])[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    (tmp_path / "videos.lance").rename(tmp_path / "old.lance")
+    (tmp_path / "next.lance").rename(tmp_path / "videos.lance")
+    time.sleep(0.3)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) > 0
+    assert [x["id"] for x in post(client, "/search", sentences=["a dog"])["results"][0]] == ["new"]
+    assert ids <= {*(f"clip/{i:02}" for i in range(40)), "new"}
+
+
+def test_a_store_of_another_model_takes_its_place(client, index, tmp_path, caplog):
+    shutil.rmtree(tmp_path / "videos.lance")
+    assert post(client, "/search", 503, sentences=["a dog"])["detail"].startswith("the index cannot be read")
+    assert f"{tmp_path}/videos.lance: cannot read" in caplog.text
+    with VideoIndex(tmp_path / "videos.lance") as other:
+        other.add(["new"], VideoEmbeddings({"face": np.eye(1, 8)}, [[1]]))
+    for path, content in (("/search", {"sentences": ["a dog"]}), ("/explain", {"sentence": "a dog", "id": "new"})):
+        assert "another model now" in post(client, path, 503, **content)["detail"]
+    assert client.get("/health").json()["experts"] == ["face"]
 
 
 def test_what_is_added_is_found(client, index, tmp_path):

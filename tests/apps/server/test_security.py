@@ -1,5 +1,6 @@
 """Who may ask: the token, the cookie, the Host header, other origins, and what browsers are told."""
 
+import asyncio
 import time
 
 import pytest
@@ -8,6 +9,7 @@ pytest.importorskip("fastapi")
 
 from collaborative_experts.apps.serve import serve
 from collaborative_experts.apps.server import security
+from collaborative_experts.apps.server.routes import Settings, make_app
 from collaborative_experts.apps.server.security import COOKIE, is_loopback, read_token
 
 TOKEN = "0123456789abcdef-token"
@@ -76,7 +78,45 @@ def test_a_browser_signs_in(guarded, monkeypatch):
 
 
 def test_the_form_takes_no_large_body(guarded):
-    assert guarded.post("/login", content=b"x" * 1_000_001).status_code == 413
+    assert guarded.post("/login", content=b"x" * 10_001).status_code == 413
+    assert guarded.post("/login", content=(b"x" * 1000 for _ in range(11))).status_code == 413
+    assert guarded.post("/login", data={"token": "é" * 1000}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("token", "headers", "status"),
+    [
+        (TOKEN, {"host": "localhost"}, 401),
+        (TOKEN, {"host": "localhost", "authorization": f"Bearer {TOKEN}x"}, 401),
+        (None, {"host": "evil.example"}, 421),
+        (TOKEN, {"host": "localhost", "authorization": f"Bearer {TOKEN}"}, 413),  # this one's is looked at
+    ],
+)
+def test_no_body_of_a_stranger_is_read(service, token, headers, status):
+    read, sent = [], []
+
+    async def receive():
+        read.append(True)
+        return {"type": "http.request", "body": b" " * 100_000, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b"", "headers": [
+        (name.encode(), value.encode()) for name, value in headers.items()
+    ]}  # fmt: skip
+    asyncio.run(make_app(service, Settings(token))(scope, receive, send))
+    assert sent[0]["status"] == status
+    assert bool(read) == (status == 413)
+
+
+def test_cookies_of_other_services_are_no_hindrance(guarded):
+    guarded.post("/login", data={"token": TOKEN})
+    cookies = f'other={{"a": [1, 2]}}; {COOKIE}={guarded.cookies[COOKIE]}; @=;'
+    guarded.cookies.clear()
+    assert guarded.get("/health", headers={"Cookie": cookies}).status_code == 200
+    assert guarded.get("/health", headers={"Cookie": cookies.encode() + b"\xe9"}).status_code == 200
+    assert guarded.get("/health", headers={"Cookie": f"{COOKIE}=é".encode()}).status_code == 401
 
 
 def test_a_cookie_of_another_token_is_refused(service, open_client):
@@ -98,6 +138,12 @@ def test_without_a_token_no_other_name_is(client, host):
     response = client.get("/health", headers={"Host": host})
     assert response.status_code == 421
     assert "videos" not in response.json()
+
+
+def test_the_host_that_was_named_is_answered(service, open_client):
+    client = open_client(service, hosts=("127.0.0.1", "localhost", "::1", "127.0.0.7"))
+    assert client.get("/health", headers={"Host": "127.0.0.7:8000"}).status_code == 200
+    assert client.get("/health", headers={"Host": "127.0.0.8"}).status_code == 421
 
 
 @pytest.mark.parametrize("path", ["/health", "/nothing", "/openapi.json", "/media/none", "/metrics"])
@@ -139,9 +185,10 @@ def test_what_is_no_token(tmp_path):
     path = tmp_path / "token"
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_token(path)
-    for content in ("", "short", "two words of more than 16", "é" * 20, "a" * 20 + "\n" + "b" * 20):
-        path.write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match="at least 16 visible ASCII characters"):
+    words, lines = b"two words of more than 16", b"a" * 20 + b"\n" + b"b" * 20
+    for content in (b"", b"short", words, "é".encode() * 20, lines, b"a" * 1001, b"\xff" * 20):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="16 to 1,000 visible ASCII characters"):
             read_token(path)
     path.write_text(f"{TOKEN}\n")
     assert read_token(path) == TOKEN
