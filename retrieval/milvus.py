@@ -71,6 +71,8 @@ class MilvusIndex:
         ValueError: the collection is not one of VideoIndex's.
     """
 
+    takes_sql = False
+
     def __init__(self, uri: str, collection: str) -> None:
         self.uri, self.collection = uri, collection
         self.header: Header | None = None

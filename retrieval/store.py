@@ -76,6 +76,9 @@ LEAST_PROBES, PROBED_SHARE = 16, 8
 _APPROXIMATE = "approximate"
 """Name of Lance's index of the joint vectors: partitions of vectors near each other."""
 
+LONGEST_REASON = 200
+"""Characters of what is said against a condition."""
+
 LISTED_IDS = 10_000
 """Ids named in one condition."""
 
@@ -276,7 +279,7 @@ class VideoStore:
         except ValueError as error:
             if str(error).startswith(_LANCE_FAILURES):
                 raise
-            raise ValueError(f"where: {_first_line(error).removeprefix('Invalid user input: ')}") from None
+            raise ValueError(f"where: {_of_condition(error)}") from None
         return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
 
     def read_codes(self, dataset: Any, fragments: Sequence[Any] | None = None) -> Iterator[CodeRows]:
@@ -406,7 +409,7 @@ class VideoStore:
             columns: dict[str, Any] = {"id": videos.ids[rows], "pattern": patterns(available)}
             columns |= _lists(joint, quantise(joint, dims)) | _media(videos.extras[rows])
             if bank is not None and bias is not None:
-                columns[bias] = bank.biases(_embeddings(self.stated, joint, available))
+                columns[bias] = bank.biases(embeddings_of(self.stated, joint, available))
             yield _record_batch(schema, columns)
             progress.update(len(joint))
 
@@ -586,16 +589,16 @@ def _bias_schema(name: str) -> Any:
 def _biases(bank: QueryBank, header: Header, name: str, batch: Any) -> Any:
     """The biases that a bank subtracts from the scores of a batch of rows."""
     available = availability(batch["pattern"].to_pylist())
-    biases = bank.biases(_embeddings(header, to_matrix(batch["vector"]), available))
+    biases = bank.biases(embeddings_of(header, to_matrix(batch["vector"]), available))
     return extra("pyarrow", "index").record_batch([biases], schema=_bias_schema(name))
 
 
-def _embeddings(header: Header, joint: np.ndarray, available: np.ndarray) -> VideoEmbeddings:
+def embeddings_of(header: Header, joint: np.ndarray, available: np.ndarray) -> VideoEmbeddings:
     """Stored vectors (n, sum of D) as embeddings."""
-    return VideoEmbeddings(_by_expert(header, joint), available, model=header.model)
+    return VideoEmbeddings(by_expert(header, joint), available, model=header.model)
 
 
-def _by_expert(header: Header, joint: np.ndarray) -> dict[str, Any]:
+def by_expert(header: Header, joint: np.ndarray) -> dict[str, Any]:
     blocks = torch.from_numpy(joint.copy()).split(list(header.dims.values()), dim=1)
     return {name: block.numpy() for name, block in zip(header.dims, blocks, strict=True)}
 
@@ -613,7 +616,7 @@ def _bank_table(bank: QueryBank) -> Any:
 def _read_bank(dataset: Any, header: Header) -> QueryBank:
     table = dataset.to_table()
     text = TextEmbeddings(
-        _by_expert(header, to_matrix(table["embeddings"])), to_matrix(table["weights"]), model=header.model
+        by_expert(header, to_matrix(table["embeddings"])), to_matrix(table["weights"]), model=header.model
     )
     return QueryBank(text, **json.loads(dataset.schema.metadata[_BANK]))
 
@@ -638,6 +641,14 @@ def availability(texts: Sequence[str]) -> np.ndarray:
 def _among(ids: Sequence[str]) -> str:
     """A condition that an id is one of these."""
     return "id IN ({})".format(", ".join("'" + video.replace("'", "''") + "'" for video in ids))
+
+
+def _of_condition(error: ValueError) -> str:
+    """What Lance says against a condition, which it repeats as a whole, or names columns that no caller knows."""
+    reason = _first_line(error).removeprefix("Invalid user input: ").partition(". Valid fields")[0]
+    for begin in ("Schema error: ", "sql parser error: "):
+        reason = reason.rpartition(begin)[2]
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
 
 
 def _first_line(error: BaseException) -> str:
