@@ -17,6 +17,7 @@ import torch
 
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra
+from .arrays import as_numpy
 from .conditions import check_condition
 from .embedded import EmbeddedIndex
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
@@ -206,7 +207,7 @@ class VideoIndex:
         names = _check_ids(ids)
         if len(names) != len(video):
             raise ValueError(f"add: expected an id for each of {len(video)} videos, got {len(names)}")
-        available = _numpy(video.available).astype(bool)
+        available = as_numpy(video.available).astype(bool)
         _check_rows(video, available, names)
         extras = _check_extras(uris, spans, metadata, len(names))
         if not names:
@@ -214,7 +215,7 @@ class VideoIndex:
         header = Header(_dims(video), video.model)
         if self._header():
             self._check_model(header)
-        videos = NewVideos(names, available, lambda rows: _numpy(video[rows].joint()).astype(np.float32), extras)
+        videos = NewVideos(names, available, lambda rows: as_numpy(video[rows].joint()).astype(np.float32), extras)
         with extra("tqdm", "index").tqdm(total=len(names), unit=" videos", desc="index", leave=False) as progress:
             self._open.add(header, videos, progress)
 
@@ -315,12 +316,10 @@ class VideoIndex:
         header, found = self._stated("read"), self._open.read(names)
         place = {name: row for row, name in enumerate(found.ids)}
         rows = [place[name] for name in names if name in place]
-        blocks = np.split(found.joint[rows], np.cumsum(list(header.dims.values()))[:-1], axis=1)
-        embds = dict(zip(header.dims, blocks, strict=True))
         extras = found.extras[np.array(rows, dtype=int)]
         return StoredVideos(
             [found.ids[row] for row in rows],
-            VideoEmbeddings(embds, found.available[rows].reshape(len(rows), len(header.dims)), header.model),
+            header.embeddings(found.joint[rows], found.available[rows].reshape(len(rows), len(header.dims))),
             extras.uris,
             extras.spans,
             extras.metadata,
@@ -604,12 +603,8 @@ def _named(model: ModelIdentity | None) -> str:
     return f"the one with weights {model.weights[:16]}" if model else "an unnamed one"
 
 
-def _numpy(x: Any) -> np.ndarray:
-    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
-
-
 def _tensor(x: Any) -> torch.Tensor:
-    return torch.from_numpy(np.array(_numpy(x), dtype=np.float32, order="C"))
+    return torch.from_numpy(np.array(as_numpy(x), dtype=np.float32, order="C"))
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:

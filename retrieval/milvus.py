@@ -34,7 +34,7 @@ from .embeddings import ModelIdentity, TextEmbeddings
 from .exact_search import Candidates, Queries, Scored, Vectors, best_of, score_pairs
 from .normalise import QueryBank
 from .rows import Answers, Extras, Header, NewVideos, Stored, StoreReport
-from .store import availability, by_expert, embeddings_of, patterns
+from .store import availability, patterns
 
 LARGEST_DIM = 32_768
 """Milvus' limit on a vector."""
@@ -255,7 +255,7 @@ class MilvusIndex:
             entries = sorted(read_all(self._client, name), key=lambda entry: entry["number"])
             rows = np.array([entry["vector"] for entry in entries], dtype=np.float32)
             embeddings, weights = np.split(rows, [sum(self._dims().values())], axis=1)
-            text = TextEmbeddings(by_expert(self.header, embeddings), weights, model=self.header.model)
+            text = TextEmbeddings(self.header.by_expert(embeddings), weights, model=self.header.model)
             self._bank = stated, QueryBank(text, **content)
         return self._bank[1]
 
@@ -358,7 +358,7 @@ class MilvusIndex:
     def _columns(self, entries: Sequence[dict[str, Any]], bank: QueryBank | None) -> tuple[Vectors, Extras]:
         vectors, extras = read_columns(entries, self._dims())
         if bank is not None and self.header is not None and len(vectors):
-            bias = bank.biases(embeddings_of(self.header, vectors.joint, vectors.available))
+            bias = bank.biases(self.header.embeddings(vectors.joint, vectors.available))
             vectors = replace(vectors, bias=bias)
         return vectors, extras
 
@@ -403,6 +403,7 @@ def connect(uri: str) -> Any:
     """A client of a server, or of a folder of Milvus Lite."""
     milvus = extra("pymilvus", "milvus")
     logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that we report
+    logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)  # Milvus Lite has no snapshots to iterate on
     try:
         return milvus.MilvusClient(uri)
     except milvus.MilvusException as error:

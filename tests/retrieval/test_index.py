@@ -93,7 +93,7 @@ def test_equal_scores_are_ordered_by_id(path):
 
 
 def test_more_equal_scores_than_are_asked_for_at_first(path):
-    """The same video 300 times, in two patterns, and a few better ones: the first by id, wherever Milvus has them."""
+    """The same video 300 times, in two patterns, and a few better ones: the first by id, wherever they lie."""
     text, video = some(texts=2, videos=300, experts=2)
     for x in video.embds.values():
         x[:] = x[:1]
@@ -133,9 +133,13 @@ def test_two_indexes_of_one_store_see_each_others_videos(path):
             check_answers(index, text, video, NAMES, 5)
 
 
-def test_torch_embeddings_and_integer_ids(path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_embeddings_and_integer_ids(path, dtype):
     text, video = some()
-    as_torch = VideoEmbeddings({k: torch.tensor(x) for k, x in video.embds.items()}, torch.tensor(video.available))
+    as_torch = VideoEmbeddings(
+        {k: torch.tensor(x, dtype=dtype) for k, x in video.embds.items()}, torch.tensor(video.available)
+    )
+    video = VideoEmbeddings({k: x.float().numpy() for k, x in as_torch.embds.items()}, video.available)
     with VideoIndex(path) as index:
         index.add(range(60), as_torch)
         best = index.search(text, 1).ids[:, 0]
