@@ -65,6 +65,8 @@ class EmbeddedIndex:
         self._store = VideoStore(uri)
         self._codes = HeldCodes(self._store, memory)
 
+    takes_sql = True
+
     @property
     def header(self) -> Header | None:
         return self._store.header

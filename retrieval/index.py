@@ -17,6 +17,8 @@ import torch
 
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra
+from .arrays import as_numpy
+from .conditions import check_condition
 from .embedded import EmbeddedIndex
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .exact_search import Queries
@@ -44,7 +46,13 @@ class SentenceOperator(Protocol):
 
 
 class Backend(Protocol):
-    """A place that keeps the videos of an index."""
+    """A place that keeps the videos of an index.
+
+    Attributes:
+        takes_sql: True where conditions are SQL, False where they are expressions of Milvus.
+    """
+
+    takes_sql: bool
 
     @property
     def header(self) -> Header | None:
@@ -141,6 +149,11 @@ class VideoIndex:
         return header.model if header else None
 
     @property
+    def takes_sql(self) -> bool:
+        """True where `search(where=...)` takes SQL; False on a Milvus server, which takes its own expressions."""
+        return self._open.takes_sql
+
+    @property
     def weights_path(self) -> Path | None:
         """The weights file that `note_weights` was told of, whether it is still there or not; None without one."""
         return self._open.weights_path
@@ -148,8 +161,8 @@ class VideoIndex:
     def note_weights(self, path: str | Path) -> None:
         """Keep with the index where the weights lie that its videos were embedded with, so that a search finds them.
 
-        The path is kept relative to the index's folder: the two can be moved together. An index in an object store
-        keeps an absolute path, and a Milvus server none.
+        The path is kept relative to the index's folder: the two can be moved together. An index in an object store or
+        on a Milvus server keeps an absolute path.
 
         Raises:
             ValueError: nothing was added yet.
@@ -194,7 +207,7 @@ class VideoIndex:
         names = _check_ids(ids)
         if len(names) != len(video):
             raise ValueError(f"add: expected an id for each of {len(video)} videos, got {len(names)}")
-        available = _numpy(video.available).astype(bool)
+        available = as_numpy(video.available).astype(bool)
         _check_rows(video, available, names)
         extras = _check_extras(uris, spans, metadata, len(names))
         if not names:
@@ -202,7 +215,7 @@ class VideoIndex:
         header = Header(_dims(video), video.model)
         if self._header():
             self._check_model(header)
-        videos = NewVideos(names, available, lambda rows: _numpy(video[rows].joint()).astype(np.float32), extras)
+        videos = NewVideos(names, available, lambda rows: as_numpy(video[rows].joint()).astype(np.float32), extras)
         with extra("tqdm", "index").tqdm(total=len(names), unit=" videos", desc="index", leave=False) as progress:
             self._open.add(header, videos, progress)
 
@@ -229,14 +242,14 @@ class VideoIndex:
             ids: only these videos; those that are not there are passed over.
             where: only videos that meet this condition in SQL over id, pattern, uri, start_s, end_s and metadata, such
                 as "end_s - start_s > 5 AND json_get_string(metadata, 'camera') = 'left'". A Milvus server takes its
-                own expressions.
+                own expressions. At most 300 names, values and signs, beside lists such as `id IN ('a', 'b')`.
             exact: False asks the approximate index that `optimise(approximate=True)` made, for collections beyond
                 memory. The scores are exact, but better videos may be missed, and the result says so. A search among
                 `ids` and a Milvus server are exact all the same.
 
         Raises:
             TypeError, ValueError: embeddings of another model or with NaN, k below 1, an empty index, a condition that
-                is not understood, sentences without an operator.
+                is not understood or too long, sentences without an operator.
 
         >>> video = VideoEmbeddings({"motion": [[1.0, 0.0], [0.0, 1.0]]}, available=[[1], [1]])
         >>> text = TextEmbeddings({"motion": [[0.6, 0.8]]}, weights=[[1.0]])
@@ -252,7 +265,7 @@ class VideoIndex:
         single = np.ndim(text.weights) == 1
         if single:
             text = TextEmbeddings({n: x[None] for n, x in text.embds.items()}, text.weights[None], model=text.model)
-        self._check_query(k, Header(_dims(text), text.model))
+        self._check_query(k, Header(_dims(text), text.model), where)
         weights, embeddings = _tensor(text.weights), [_tensor(x) for x in text.embds.values()]
         if not all(bool(x.isfinite().all()) for x in (weights, *embeddings)):
             raise ValueError("search: expected finite embeddings and weights, got NaN or Inf")
@@ -275,12 +288,12 @@ class VideoIndex:
         if isinstance(videos, VideoEmbeddings):
             single = np.ndim(videos.available) == 1
             batch = _batch_of_one(videos) if single else videos
-            self._check_query(k, Header(_dims(batch), batch.model))
+            self._check_query(k, Header(_dims(batch), batch.model), where)
             weights = _equal_weights(_tensor(batch.available))
             return self._search(
                 weights, [_tensor(x) for x in batch.embds.values()], k, None, where, single, corrected=False
             )
-        self._check_query(k, None)
+        self._check_query(k, None, where)
         single = isinstance(videos, str | int | np.integer)
         stored = self.read(videos)
         names = _check_ids([videos] if isinstance(videos, str) else videos)
@@ -303,12 +316,10 @@ class VideoIndex:
         header, found = self._stated("read"), self._open.read(names)
         place = {name: row for row, name in enumerate(found.ids)}
         rows = [place[name] for name in names if name in place]
-        blocks = np.split(found.joint[rows], np.cumsum(list(header.dims.values()))[:-1], axis=1)
-        embds = dict(zip(header.dims, blocks, strict=True))
         extras = found.extras[np.array(rows, dtype=int)]
         return StoredVideos(
             [found.ids[row] for row in rows],
-            VideoEmbeddings(embds, found.available[rows].reshape(len(rows), len(header.dims)), header.model),
+            header.embeddings(found.joint[rows], found.available[rows].reshape(len(rows), len(header.dims))),
             extras.uris,
             extras.spans,
             extras.metadata,
@@ -325,7 +336,7 @@ class VideoIndex:
         """Correct the scores of all searches for hubs, videos that many texts find, by what training captions score.
 
         The bank is kept with the index. Videos that are added later are corrected by it, too. With "qb-dynamic" the
-        first search after a change compares all of the bank with all videos.
+        first search after a change compares all of the bank with all videos; a Milvus server refuses it.
 
         Args:
             text: embeddings of captions that do not describe the indexed videos; a few thousand are enough. None ends
@@ -333,8 +344,8 @@ class VideoIndex:
             method, beta, alpha, k: as for `QueryBank`.
 
         Raises:
-            TypeError, ValueError: as `QueryBank`; embeddings of another model; an empty index.
-            NotImplementedError: on a Milvus server.
+            TypeError, ValueError: as `QueryBank`; embeddings of another model; an empty index; "qb-dynamic" on a Milvus
+                server.
         """
         self._stated("calibrate")
         bank = None if text is None else QueryBank(text, method, beta, alpha, k)
@@ -347,7 +358,7 @@ class VideoIndex:
 
         Args:
             approximate: also make the index that `search(exact=False)` needs, of all videos that are there. Later ones
-                are found, too, but slowly until the next `optimise`.
+                are found, too, but slowly until the next `optimise`. A Milvus server refuses it.
 
         Returns:
             Files, rows and bytes before and after; prints as a line.
@@ -387,9 +398,11 @@ class VideoIndex:
             return self.operator.encode_sentences([sentences])[0]
         return self.operator.encode_sentences(list(sentences))
 
-    def _check_query(self, k: int, header: Header | None) -> None:
+    def _check_query(self, k: int, header: Header | None, where: str | None) -> None:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
+        if where is not None:
+            check_condition(where, self.takes_sql)
         self._open.refresh()  # another store may have taken the place of the one whose header is known
         self._stated("search")
         if header is not None:
@@ -590,12 +603,8 @@ def _named(model: ModelIdentity | None) -> str:
     return f"the one with weights {model.weights[:16]}" if model else "an unnamed one"
 
 
-def _numpy(x: Any) -> np.ndarray:
-    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
-
-
 def _tensor(x: Any) -> torch.Tensor:
-    return torch.from_numpy(np.array(_numpy(x), dtype=np.float32, order="C"))
+    return torch.from_numpy(np.array(as_numpy(x), dtype=np.float32, order="C"))
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:

@@ -5,6 +5,11 @@ vectors ranks exactly as CE does, because the score is that product divided by t
 experts. So each pattern that occurs is searched by itself, the candidates are scored from their vectors in float64, and
 the best of all patterns are the answer. The pattern is the collection's partition key, so that the searches of all
 patterns together read each video once.
+
+A query bank (normalise.py) lies in a collection of its own, and a property of the videos' collection puts it in force.
+The biases are not stored: a bias depends on the bank and its video alone, and is computed for the candidates. Milvus
+ranks by an upper bound of the corrected score, made of a linear lower bound on a pattern's biases that is subtracted
+from the text's vector. Candidates are asked for until no other video's bound reaches the k-th corrected score.
 """
 
 from __future__ import annotations
@@ -12,9 +17,11 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +29,8 @@ import numpy as np
 
 from ..base.dependencies import extra
 from ..base.slices import slices
-from .embeddings import ModelIdentity
+from .arrays import as_numpy
+from .embeddings import ModelIdentity, TextEmbeddings
 from .exact_search import Candidates, Queries, Scored, Vectors, best_of, score_pairs
 from .normalise import QueryBank
 from .rows import Answers, Extras, Header, NewVideos, Stored, StoreReport
@@ -48,6 +56,9 @@ SINGLE_PRECISION = 1e-5
 
 IDS_OF_A_QUERY = 512
 
+READ_AT_ONCE = 1000
+"""Entries, where all are read."""
+
 _PATTERN = "collaborative_experts.pattern."
 """Prefix of the properties that say which availability patterns occur, such as `...pattern.101`."""
 
@@ -56,6 +67,12 @@ _BAD_CONDITION = (6, 1100)
 
 _MODEL = "collaborative_experts.model"
 """The collection's property that says which model its vectors are of."""
+
+_WEIGHTS = "collaborative_experts.weights"
+"""The property with the path of the weights."""
+
+_BANK = "collaborative_experts.bank"
+"""The property that puts a query bank in force: its settings, and the collection with its texts."""
 
 
 class MilvusIndex:
@@ -71,9 +88,12 @@ class MilvusIndex:
         ValueError: the collection is not one of VideoIndex's.
     """
 
+    takes_sql = False
+
     def __init__(self, uri: str, collection: str) -> None:
         self.uri, self.collection = uri, collection
         self.header: Header | None = None
+        self._bank: tuple[str, QueryBank] | None = None
         self._client = connect(uri)
         try:
             self.refresh()
@@ -108,35 +128,56 @@ class MilvusIndex:
 
     def search(self, queries: Queries, k: int, ids: Sequence[str] | None, where: str | None) -> Answers:
         with reporting(self.uri, "search", where):
-            candidates = self._candidates(queries, k, where) if ids is None else [list(ids)] * len(queries)
+            bank = self._bank_in_force(self._properties())
+            candidates = self._candidates(queries, k, where, bank) if ids is None else [list(ids)] * len(queries)
             names = sorted(set().union(*candidates)) if candidates else []
-            vectors, extras = self._fetch(names, where if ids is not None else None)
+            vectors, extras = self._fetch(names, where if ids is not None else None, bank)
             scored = _score(queries, candidates, vectors, list(self._dims().values()), k)
             return Answers(scored, vectors.addresses, extras)
 
     def read(self, ids: Sequence[str]) -> Stored:
         with reporting(self.uri, "read"):
-            vectors, extras = self._fetch(sorted(ids), None)
+            vectors, extras = self._fetch(sorted(ids), None, None)
             return Stored(vectors.ids.tolist(), vectors.joint, vectors.available, extras)
 
     def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers:
+        """An exact search: the server's index compares with all videos."""
         return self.search(queries, k, None, where)
 
     def optimise(self, approximate: bool) -> StoreReport:
         """A server joins its segments by itself; this asks it to write what it holds in memory."""
+        if approximate:
+            raise ValueError(f"optimise: {self.uri} searches exactly; an approximate index needs a .lance index")
         with reporting(self.uri, "optimise"):
             self._client.flush(self.collection)
         return StoreReport(len(self), (1, 1), (1, 1), (0, 0))
 
     def calibrate(self, bank: QueryBank | None) -> None:
-        raise NotImplementedError(f"calibrate: not on a Milvus server ({self.uri}); convert to a .lance index for it")
+        """Put a query bank in force by one change of a property, or none."""
+        if bank is not None and bank.method == "qb-dynamic":
+            raise ValueError("calibrate: on a Milvus server expected 'qb' or 'nnn'; 'qb-dynamic' needs a .lance index")
+        with reporting(self.uri, "calibrate"):
+            old = self._properties().get(_BANK)
+            if bank is not None:
+                content = {name: getattr(bank, name) for name in ("method", "beta", "alpha", "k")}
+                content["collection"] = self._store_bank(bank)
+                self._client.alter_collection_properties(self.collection, {_BANK: json.dumps(content)})
+            elif old is not None:
+                self._client.drop_collection_properties(self.collection, [_BANK])
+            if old is not None:
+                self._client.drop_collection(json.loads(old)["collection"])
 
     @property
     def weights_path(self) -> Path | None:
-        return None
+        if self.header is None:
+            return None
+        with reporting(self.uri, "read"):
+            noted = self._properties().get(_WEIGHTS)
+        return None if noted is None else Path(noted)
 
     def note_weights(self, path: Path) -> None:
-        """A server keeps no path, which would be of another machine."""
+        with reporting(self.uri, "note_weights"):
+            self._client.alter_collection_properties(self.collection, {_WEIGHTS: path.resolve().as_posix()})
 
     def to_arrow(self) -> Any:
         arrow = extra("pyarrow", "index")
@@ -165,11 +206,9 @@ class MilvusIndex:
         schema.add_field("start_s", types.DOUBLE, nullable=True)
         schema.add_field("end_s", types.DOUBLE, nullable=True)
         schema.add_field("metadata", types.JSON, nullable=True)
-        index = self._client.prepare_index_params()
-        index.add_index("vector", index_type="FLAT", metric_type="IP")
         content = {"dims": header.dims, "model": asdict(header.model) if header.model else None}
         self._client.create_collection(
-            self.collection, schema=schema, index_params=index, consistency_level="Strong",
+            self.collection, schema=schema, index_params=self._exact_index(), consistency_level="Strong",
             properties={_MODEL: json.dumps(content)},
         )  # fmt: skip
         self.header = header
@@ -185,54 +224,128 @@ class MilvusIndex:
         if new:
             self._client.alter_collection_properties(self.collection, new)
 
-    def _candidates(self, queries: Queries, k: int, where: str | None) -> list[list[str]]:
+    # --- query banks --------------------------------------------------------------------------------------
+
+    def _store_bank(self, bank: QueryBank) -> str:
+        """Write the texts of a bank, each as its embeddings and its weights in a row; the name of their collection."""
+        name = f"{self.collection}_bank_{uuid.uuid4().hex}"
+        rows = [as_numpy(x).astype(np.float32) for x in (*bank.text.embds.values(), bank.text.weights)]
+        texts = np.concatenate(rows, axis=1)
+        types = extra("pymilvus", "milvus").DataType
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("number", types.INT64, is_primary=True)
+        schema.add_field("vector", types.FLOAT_VECTOR, dim=texts.shape[1])
+        self._client.create_collection(
+            name, schema=schema, index_params=self._exact_index(), consistency_level="Strong"
+        )
+        for part in _batches(len(texts), texts[0].nbytes):
+            numbers = range(*part.indices(len(texts)))
+            entries = [{"number": i, "vector": row} for i, row in zip(numbers, texts[part], strict=True)]
+            self._client.insert(name, entries)
+        return name
+
+    def _bank_in_force(self, properties: dict[str, str]) -> QueryBank | None:
+        stated = properties.get(_BANK)
+        if stated is None or self.header is None:
+            return None
+        if self._bank is None or self._bank[0] != stated:
+            content = json.loads(stated)
+            name = content.pop("collection")
+            self._client.load_collection(name)
+            entries = sorted(read_all(self._client, name), key=lambda entry: entry["number"])
+            rows = np.array([entry["vector"] for entry in entries], dtype=np.float32)
+            embeddings, weights = np.split(rows, [sum(self._dims().values())], axis=1)
+            text = TextEmbeddings(self.header.by_expert(embeddings), weights, model=self.header.model)
+            self._bank = stated, QueryBank(text, **content)
+        return self._bank[1]
+
+    # --- candidates ---------------------------------------------------------------------------------------
+
+    def _candidates(self, queries: Queries, k: int, where: str | None, bank: QueryBank | None) -> list[list[str]]:
         """For each text the ids of its best videos, k and all that may be as good, in any order.
 
         The scores of Milvus tell which. A video that it did not give must be worse than the k-th for certain, else more
-        are asked for.
+        are asked for, and in the end all are read.
         """
         found: list[list[str]] = [[] for _ in range(len(queries))]
         pending, limit = np.arange(len(queries)), min(k + SPARE_HITS, MOST_HITS)
         while len(pending):
             unsure = []
-            hits_of_texts = self._hits(queries, pending, limit, where)
-            for text, (hits, unseen) in zip(pending, hits_of_texts, strict=True):
-                best = heapq.nlargest(k, (score for score, _ in hits))
-                least = best[-1] - SINGLE_PRECISION * max(1, abs(best[0]), abs(best[-1])) if best else 0.0
+            hits_of_texts = self._hits(queries, pending, limit, where, bank)
+            leading = [heapq.nlargest(k, hits) for hits, _ in hits_of_texts]
+            kth = self._kth_scores(queries, pending, leading, k, bank)
+            for text, (hits, unseen), best, score in zip(pending, hits_of_texts, leading, kth, strict=True):
+                least = score - SINGLE_PRECISION * max(1, abs(best[0][0]), abs(score)) if best else -np.inf
                 found[text] = [name for score, name in hits if score >= least]
-                if unseen >= least and limit < MOST_HITS:
+                if unseen >= least > -np.inf or unseen > least:
                     unsure.append(text)
+            if unsure and limit == MOST_HITS:
+                return self._best_of_all(queries, k, where, bank)
             pending, limit = np.array(unsure, dtype=int), min(8 * limit, MOST_HITS)
         return found
 
+    def _kth_scores(
+        self,
+        queries: Queries,
+        texts: np.ndarray,
+        leading: Sequence[list[tuple[float, str]]],
+        k: int,
+        bank: QueryBank | None,
+    ) -> list[float]:
+        """For some texts the lowest score of those that lead; minus infinity where there are none, or not any more."""
+        if bank is None:
+            return [best[-1][0] if best else -np.inf for best in leading]
+        of_texts: list[list[str]] = [[] for _ in range(len(queries))]
+        for text, best in zip(texts, leading, strict=True):
+            of_texts[text] = [name for _, name in best]
+        vectors, _ = self._fetch(sorted(set().union(*of_texts)), None, bank)
+        scored = _score(queries, of_texts, vectors, list(self._dims().values()), k)
+        return [
+            float(scored[text].score[-1]) if best and len(scored[text]) == len(best) else -np.inf
+            for text, best in zip(texts, leading, strict=True)
+        ]
+
+    def _best_of_all(self, queries: Queries, k: int, where: str | None, bank: QueryBank | None) -> list[list[str]]:
+        """For each text the ids of its k best videos, found by reading every one."""
+        best: list[list[tuple[float, str]]] = [[] for _ in range(len(queries))]
+        for entries in read_batches(self._client, self.collection, where or ""):
+            vectors, _ = self._columns(sorted(entries, key=lambda entry: entry["id"]), bank)
+            scored = _score(queries, [vectors.ids.tolist()] * len(queries), vectors, list(self._dims().values()), k)
+            best = [sorted([*x, *zip(-y.score, y.ids, strict=True)])[:k] for x, y in zip(best, scored, strict=True)]
+        return [[name for _, name in x] for x in best]
+
     def _hits(
-        self, queries: Queries, texts: np.ndarray, limit: int, where: str | None
+        self, queries: Queries, texts: np.ndarray, limit: int, where: str | None, bank: QueryBank | None
     ) -> list[tuple[list[tuple[float, str]], float]]:
         """For each text, score and id of the best `limit` videos of each pattern, by Milvus' single precision; and the
-        highest score that a video which is not among them can have."""
-        weights = queries.weights.numpy()[texts]
+        highest score that a video which is not among them can have. With a bank the scores are upper bounds."""
+        weights, dims = queries.weights.numpy()[texts].astype(np.float64), list(self._dims().values())
         joint = np.concatenate([x.numpy()[texts] for x in queries.embeddings], axis=1)
-        joint = joint * np.repeat(weights, list(self._dims().values()), axis=1)
+        corrected = queries.corrected.numpy()[texts].astype(np.float64)
         found: list[list[tuple[float, str]]] = [[] for _ in texts]
         unseen = [-np.inf] * len(texts)
         occurring = [key.removeprefix(_PATTERN) for key in self._properties() if key.startswith(_PATTERN)]
         for pattern, there in zip(occurring, availability(occurring), strict=True):
             total = weights @ there
+            shares = weights * there / np.where(total > 0, total, 1)[:, None]
+            asked, taken = joint * np.repeat(shares, dims, axis=1), np.zeros(len(texts))
+            if bank is not None:
+                slope, least = bank.lower_bound(there)
+                asked, taken = asked - corrected[:, None] * slope, corrected * least
             condition = f'pattern == "{pattern}"' + (f" and ({where})" if where else "")
             answers = self._client.search(
-                self.collection, data=joint, anns_field="vector", limit=limit, filter=condition,
+                self.collection, data=asked.astype(np.float32), anns_field="vector", limit=limit, filter=condition,
                 search_params={"metric_type": "IP"}, consistency_level="Strong",
             )  # fmt: skip
             for text, answer in enumerate(answers):
-                by = float(total[text]) or 1.0
-                hits = [(hit["distance"] / by, hit["id"]) for hit in answer]
+                hits = [(hit["distance"] - float(taken[text]), hit["id"]) for hit in answer]
                 found[text] += hits
                 if len(hits) == limit:
                     unseen[text] = max(unseen[text], min(hits)[0])
         return list(zip(found, unseen, strict=True))
 
-    def _fetch(self, names: Sequence[str], where: str | None) -> tuple[Vectors, Extras]:
-        """Those of the named videos that are there, in the order of their ids, numbered from 0."""
+    def _fetch(self, names: Sequence[str], where: str | None, bank: QueryBank | None) -> tuple[Vectors, Extras]:
+        """Those of the named videos that are there, in the order of their ids, numbered from 0; with their biases."""
         found: list[dict[str, Any]] = []
         for rows in _batches(len(names), 4 * sum(self._dims().values())):
             condition = _among(names[rows]) + (f" and ({where})" if where else "")
@@ -240,7 +353,20 @@ class MilvusIndex:
                 self.collection, filter=condition, output_fields=["*"], consistency_level="Strong"
             )
         found.sort(key=lambda entry: entry["id"])
-        return read_columns(found, self._dims())
+        return self._columns(found, bank)
+
+    def _columns(self, entries: Sequence[dict[str, Any]], bank: QueryBank | None) -> tuple[Vectors, Extras]:
+        vectors, extras = read_columns(entries, self._dims())
+        if bank is not None and self.header is not None and len(vectors):
+            bias = bank.biases(self.header.embeddings(vectors.joint, vectors.available))
+            vectors = replace(vectors, bias=bias)
+        return vectors, extras
+
+    def _exact_index(self) -> Any:
+        """The parameters of an index that compares with all vectors."""
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type="IP")
+        return index
 
 
 def _score(
@@ -277,6 +403,7 @@ def connect(uri: str) -> Any:
     """A client of a server, or of a folder of Milvus Lite."""
     milvus = extra("pymilvus", "milvus")
     logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that we report
+    logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)  # Milvus Lite has no snapshots to iterate on
     try:
         return milvus.MilvusClient(uri)
     except milvus.MilvusException as error:
@@ -294,9 +421,14 @@ def read_header(client: Any, uri: str, collection: str) -> Header:
 
 def read_all(client: Any, collection: str) -> Iterator[dict[str, Any]]:
     """All entries of a collection."""
-    batches = client.query_iterator(collection, filter="", output_fields=["*"], batch_size=1000)
+    return chain.from_iterable(read_batches(client, collection))
+
+
+def read_batches(client: Any, collection: str, where: str = "") -> Iterator[list[dict[str, Any]]]:
+    """All entries of a collection that meet a condition, some at a time."""
+    batches = client.query_iterator(collection, filter=where, output_fields=["*"], batch_size=READ_AT_ONCE)
     while batch := batches.next():
-        yield from (dict(entry) for entry in batch)
+        yield [dict(entry) for entry in batch]
     batches.close()
 
 
@@ -320,7 +452,7 @@ def reporting(uri: str, what: str, where: str | None = None) -> Iterator[None]:
         yield
     except milvus.MilvusException as error:
         reason = error.message.partition("\n")[0]
-        if where is not None and error.code in _BAD_CONDITION:
+        if where is not None and (error.code in _BAD_CONDITION or "recursion depth" in reason):
             raise ValueError(f"where: {reason}") from None
         raise OSError(f"{uri}: cannot {what}: {reason}") from None
 

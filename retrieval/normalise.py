@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_choice, check_size
+from .arrays import as_numpy
 from .embeddings import TextEmbeddings, VideoEmbeddings, batched
 from .similarity import check_pair, score_tiles
 
@@ -109,6 +110,28 @@ class QueryBank:
         if not bool(biases.isfinite().all()):
             raise ValueError("QueryBank: expected finite embeddings, got scores with NaN or Inf")
         return (biases if video.available.ndim == 2 else biases[0]).numpy()
+
+    def lower_bound(self, available: np.ndarray) -> tuple[np.ndarray, float]:
+        """A linear bound (slope, least) on the biases of "qb" and "nnn": b_v >= <slope, v> + least for all videos v of
+        these experts.
+
+        Both methods take a convex function of the scores, which is at least what the mean score gives: the highest
+        scores have a mean that is no less, and log(sum_c exp(x_c)) >= mean_c x_c + log N.
+
+        Args:
+            available: (M,) bool.
+
+        Returns:
+            slope: (sum of D,) float64, for joint vectors.
+        """
+        weights = as_numpy(self.text.weights).astype(np.float64) * available
+        total = weights.sum(1, keepdims=True)
+        shares = weights / np.where(total > 0, total, 1)  # (N, M)
+        embds = [as_numpy(x).astype(np.float64) for x in self.text.embds.values()]
+        slope = np.concatenate([share @ x for share, x in zip(shares.T, embds, strict=True)]) / len(self.text)
+        if self.method == "nnn":
+            return self.alpha * slope, 0.0
+        return slope, float(np.log(len(self.text))) / self.beta
 
     def activated(self, video: VideoEmbeddings) -> np.ndarray:
         """The videos whose finding makes "qb-dynamic" correct a text, (B,) bool; all videos with the other methods.

@@ -23,6 +23,15 @@ class Header:
     dims: dict[str, int]
     model: ModelIdentity | None
 
+    def by_expert(self, joint: np.ndarray) -> dict[str, np.ndarray]:
+        """Joint vectors (n, sum of D) as {expert: (n, D)}."""
+        blocks = np.split(joint, np.cumsum(list(self.dims.values()))[:-1], axis=1)
+        return dict(zip(self.dims, blocks, strict=True))
+
+    def embeddings(self, joint: np.ndarray, available: np.ndarray) -> VideoEmbeddings:
+        """Joint vectors (n, sum of D) as embeddings; available (n, M) bool."""
+        return VideoEmbeddings(self.by_expert(joint), available, model=self.model)
+
 
 @dataclass(frozen=True)
 class Extras(Columns):

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..base.dependencies import extra, is_panic
 from ..base.forks import check_lance, import_lance
@@ -41,7 +40,7 @@ from ..base.matrices import from_matrix, to_matrix
 from ..base.slices import slices
 from ..features.formats import LANCE_HEADER
 from .arrays import as_numpy
-from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
+from .embeddings import ModelIdentity, TextEmbeddings
 from .exact_search import CHUNK, FINE_STEPS, Chunk, Codes, Columns, Vectors, quantise
 from .normalise import QueryBank
 from .rows import Extras, Header, NewVideos, StoreReport
@@ -75,6 +74,9 @@ LEAST_PROBES, PROBED_SHARE = 16, 8
 
 _APPROXIMATE = "approximate"
 """Name of Lance's index of the joint vectors: partitions of vectors near each other."""
+
+LONGEST_REASON = 200
+"""Characters of what is said against a condition."""
 
 LISTED_IDS = 10_000
 """Ids named in one condition."""
@@ -276,7 +278,7 @@ class VideoStore:
         except ValueError as error:
             if str(error).startswith(_LANCE_FAILURES):
                 raise
-            raise ValueError(f"where: {_first_line(error).removeprefix('Invalid user input: ')}") from None
+            raise ValueError(f"where: {_of_condition(error)}") from None
         return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
 
     def read_codes(self, dataset: Any, fragments: Sequence[Any] | None = None) -> Iterator[CodeRows]:
@@ -406,7 +408,7 @@ class VideoStore:
             columns: dict[str, Any] = {"id": videos.ids[rows], "pattern": patterns(available)}
             columns |= _lists(joint, quantise(joint, dims)) | _media(videos.extras[rows])
             if bank is not None and bias is not None:
-                columns[bias] = bank.biases(_embeddings(self.stated, joint, available))
+                columns[bias] = bank.biases(self.stated.embeddings(joint, available))
             yield _record_batch(schema, columns)
             progress.update(len(joint))
 
@@ -586,18 +588,8 @@ def _bias_schema(name: str) -> Any:
 def _biases(bank: QueryBank, header: Header, name: str, batch: Any) -> Any:
     """The biases that a bank subtracts from the scores of a batch of rows."""
     available = availability(batch["pattern"].to_pylist())
-    biases = bank.biases(_embeddings(header, to_matrix(batch["vector"]), available))
+    biases = bank.biases(header.embeddings(to_matrix(batch["vector"]), available))
     return extra("pyarrow", "index").record_batch([biases], schema=_bias_schema(name))
-
-
-def _embeddings(header: Header, joint: np.ndarray, available: np.ndarray) -> VideoEmbeddings:
-    """Stored vectors (n, sum of D) as embeddings."""
-    return VideoEmbeddings(_by_expert(header, joint), available, model=header.model)
-
-
-def _by_expert(header: Header, joint: np.ndarray) -> dict[str, Any]:
-    blocks = torch.from_numpy(joint.copy()).split(list(header.dims.values()), dim=1)
-    return {name: block.numpy() for name, block in zip(header.dims, blocks, strict=True)}
 
 
 def _bank_table(bank: QueryBank) -> Any:
@@ -613,7 +605,7 @@ def _bank_table(bank: QueryBank) -> Any:
 def _read_bank(dataset: Any, header: Header) -> QueryBank:
     table = dataset.to_table()
     text = TextEmbeddings(
-        _by_expert(header, to_matrix(table["embeddings"])), to_matrix(table["weights"]), model=header.model
+        header.by_expert(to_matrix(table["embeddings"])), to_matrix(table["weights"]), model=header.model
     )
     return QueryBank(text, **json.loads(dataset.schema.metadata[_BANK]))
 
@@ -638,6 +630,14 @@ def availability(texts: Sequence[str]) -> np.ndarray:
 def _among(ids: Sequence[str]) -> str:
     """A condition that an id is one of these."""
     return "id IN ({})".format(", ".join("'" + video.replace("'", "''") + "'" for video in ids))
+
+
+def _of_condition(error: ValueError) -> str:
+    """What Lance says against a condition, which it repeats as a whole, or names columns that no caller knows."""
+    reason = _first_line(error).removeprefix("Invalid user input: ").partition(". Valid fields")[0]
+    for begin in ("Schema error: ", "sql parser error: "):
+        reason = reason.rpartition(begin)[2]
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,10 @@
 """Operators that many tests share; the 183 M-parameter default model is built once."""
 
 import json
+import socket
+import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -70,3 +73,31 @@ def kernel(tmp_path, monkeypatch):
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec.write_text(json.dumps({"argv": command, "display_name": "test", "language": "python"}))
     return "of-this-test"
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory):
+    """The address of a server of Milvus Lite that the tests share."""
+    for module in ("pymilvus", "milvus_lite"):
+        pytest.importorskip(module)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "milvus-lite"] if _has_command() else [sys.executable, "-m", "milvus_lite"]
+    folder = tmp_path_factory.mktemp("server")
+    process = subprocess.Popen(
+        [*command, "server", "--data-dir", folder / "videos.db", "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+def _has_command():
+    return (Path(sys.executable).parent / "milvus-lite").exists()

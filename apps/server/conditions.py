@@ -1,15 +1,13 @@
 """The conditions that a caller may ask by `where`: comparisons of columns, and no more.
 
-A condition of strangers can take a process down: deep ones overflow the stack of Lance's parser, and functions such as
-`repeat` take any memory. So a condition is short, and the functions in it are listed here.
+A condition of strangers can take any memory, by functions such as `repeat`. So the functions in it are listed here.
 """
 
 from __future__ import annotations
 
 import re
 
-MOST_PARTS = 300
-"""Names, numbers, texts and signs of a condition; three times as many overflow the stack."""
+from ...retrieval.conditions import Part, check_condition
 
 FUNCTIONS = frozenset(
     [
@@ -23,33 +21,22 @@ FUNCTIONS = frozenset(
 _KEYWORDS = frozenset(["and", "between", "case", "else", "ilike", "in", "is", "like", "not", "or", "then", "when"])
 """Words that a bracket may follow without being functions."""
 
-_PART = re.compile(
-    r"""\s+
-    | (?P<text> '(?:[^']|'')*' )
-    | (?P<name> \w[\w.]* | "(?:[^"]|"")*" | `[^`]*` )
-    | (?P<sign> <> | [!<>=]=? | :: | [-+*/%(),.\[\]] )""",
-    re.VERBOSE,
-)
+_SIGNS = frozenset(["<>", "!", "<", ">", "=", "!=", "<=", ">=", "==", "::", *"-+*/%(),.[]"])
 
 
-def check_condition(where: str) -> None:
-    """Raise ValueError for a condition that is long, or holds anything but comparisons and the listed functions."""
-    place, parts, last = 0, 0, ""
-    while place < len(where):
-        found = _PART.match(where, place)
-        if found is None or where.startswith(("--", "/*"), place):
-            raise ValueError(f"expected comparisons of columns, got {where[place : place + 20]!r} in it")
-        if found["text"] and re.search(r"\w$", where[:place]):  # such as E'...', where a backslash hides a quote
-            raise ValueError(f"expected a space before {found['text'][:20]!r}")
-        if found["sign"] == "(" and _is_function(last) and last.lower() not in FUNCTIONS:
-            raise ValueError(f"expected one of the functions {', '.join(sorted(FUNCTIONS))}, got {last[:40]!r}")
-        if found.lastgroup:
-            last, parts = found[0], parts + 1
-        place = found.end()
-    if parts > MOST_PARTS:
-        raise ValueError(f"expected at most {MOST_PARTS} names, values and signs, got {parts}")
+def check_functions(where: str) -> None:
+    """Raise ValueError for a condition that no index takes, or with more than comparisons and listed functions."""
+    last = Part("", "")
+    for part in check_condition(where):
+        if part.kind == "sign" and part.content not in _SIGNS:
+            raise ValueError(f"where: expected comparisons of columns, got {part.content!r} in it")
+        if part.content == "(" and _is_function(last) and last.content.lower() not in FUNCTIONS:
+            listed = ", ".join(sorted(FUNCTIONS))
+            raise ValueError(f"where: expected one of the functions {listed}, got {last.content[:40]!r}")
+        last = part
 
 
-def _is_function(name: str) -> bool:
-    """True for a name before a bracket."""
-    return bool(re.match(r"[^\W\d]|[\"`]", name)) and name.lower() not in _KEYWORDS
+def _is_function(before: Part) -> bool:
+    """True for a name, which stands before a bracket."""
+    is_name = before.kind == "name" and not re.match(r"\d", before.content)
+    return is_name and before.content.lower() not in _KEYWORDS

@@ -43,5 +43,5 @@ def condition(
         quoted = id_contains.replace("'", "''")
         parts.append(f"strpos(lower(id), lower('{quoted}')) > 0")
     if where:
-        parts.append(f"({where})")
+        parts.append(f"({where})" if parts else where)
     return " AND ".join(parts) or None

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from ...retrieval.index import LONGEST_ID
-from .conditions import check_condition
+from .conditions import check_functions
 
 LONGEST_SENTENCE, MOST_SENTENCES, MOST_ANSWERS, LONGEST_CONDITION = 2_000, 64, 1_000, 2_000
 """Characters of a sentence, sentences and ids of a request, k + offset, and characters of `where`."""
@@ -66,8 +66,11 @@ class SearchRequest(_Request):
     @field_validator("where")
     @classmethod
     def _check_where(cls, where: str | None) -> str | None:
-        if where is not None:
-            check_condition(where)
+        try:
+            if where is not None:
+                check_functions(where)
+        except ValueError as error:  # whose place is said beside it
+            raise ValueError(str(error).removeprefix("where: ")) from None
         return where
 
     @field_validator("like")

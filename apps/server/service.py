@@ -161,7 +161,10 @@ class SearchService:
         return {name: self.index.search_like(name, count, where) for name in names}
 
     def _condition(self, request: SearchRequest) -> str | None:
-        return condition(self.index.experts, **dict(request.filters), where=request.where)
+        filters = request.filters.model_dump(exclude_defaults=True)
+        if filters and not self.index.takes_sql:
+            raise ValueError("filters: the index is on a Milvus server, where they cannot be said; ask with where")
+        return condition(self.index.experts, **filters, where=request.where)
 
     def _listed(self, found: Iterable[SearchResult], offset: int) -> list[list[Content]]:
         """The answers of some texts, with all keys, and whether each has a media file."""

@@ -78,6 +78,27 @@ def test_embed_then_search(folder, capsys):
     assert all(video["id"] < "v10" and video["id"] != "v05" for video in alike)
 
 
+def test_embed_then_search_on_a_milvus_server(folder, milvus_server, capsys):
+    """The collection knows the weights, as an index in Lance does."""
+    weights = str(folder / "w.safetensors")
+    for store in (milvus_server, str(folder / "videos.lance")):
+        assert main(["embed", str(folder / "features.lance"), "--weights", weights, "--to", store]) == 0
+    capsys.readouterr()
+    answers = []
+    for store in (milvus_server, str(folder / "videos.lance")):
+        assert main(["search", store, "a dog", "two cats", "-k", "7", "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert [[video["id"] for video in answer] for answer in answers[0]] == [
+        [video["id"] for video in answer] for answer in answers[1]
+    ]
+    assert main(["search", milvus_server, "a dog", "--where", 'id in ["v05", "v09"]', "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert sorted(video["id"] for video in found) == ["v05", "v09"]
+    (folder / "w.safetensors").unlink()
+    assert main(["search", milvus_server, "a dog"]) == 1
+    assert "which is not there; pass --weights FILE" in capsys.readouterr().err
+
+
 def write_npz(folder, ids, rows):
     np.savez(folder / "motion.npz", video_id=ids, motion=rows)
 

@@ -2,10 +2,10 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_equal_scores_are_ordered_by_id(path):
 
 
 def test_more_equal_scores_than_are_asked_for_at_first(path):
-    """The same video 300 times, in two patterns, and a few better ones: the first by id, wherever Milvus has them."""
+    """The same video 300 times, in two patterns, and a few better ones: the first by id, wherever they lie."""
     text, video = some(texts=2, videos=300, experts=2)
     for x in video.embds.values():
         x[:] = x[:1]
@@ -133,9 +133,13 @@ def test_two_indexes_of_one_store_see_each_others_videos(path):
             check_answers(index, text, video, NAMES, 5)
 
 
-def test_torch_embeddings_and_integer_ids(path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_embeddings_and_integer_ids(path, dtype):
     text, video = some()
-    as_torch = VideoEmbeddings({k: torch.tensor(x) for k, x in video.embds.items()}, torch.tensor(video.available))
+    as_torch = VideoEmbeddings(
+        {k: torch.tensor(x, dtype=dtype) for k, x in video.embds.items()}, torch.tensor(video.available)
+    )
+    video = VideoEmbeddings({k: x.float().numpy() for k, x in as_torch.embds.items()}, video.available)
     with VideoIndex(path) as index:
         index.add(range(60), as_torch)
         best = index.search(text, 1).ids[:, 0]
@@ -294,6 +298,11 @@ def test_what_is_no_index(tmp_path):
     lance.write_dataset(arrow.table({"id": ["a"]}), str(tmp_path / "other.lance"))
     with pytest.raises(ValueError, match="expected an index, as `embed` writes it; found another Lance dataset"):
         VideoIndex(tmp_path / "other.lance")
+    header = {"layout": 2, "dims": {"motion": 4}, "model": None}
+    later = arrow.table({"id": ["a"]}).replace_schema_metadata({"collaborative_experts.index": json.dumps(header)})
+    lance.write_dataset(later, str(tmp_path / "later.lance"))
+    with pytest.raises(ValueError, match=r"expected a store of VideoIndex of layout 1: .*layout 2"):
+        VideoIndex(tmp_path / "later.lance")
     write_lance(tmp_path / "features.lance", "motion", ["a"], np.ones((1, 4), np.float32))
     with pytest.raises(ValueError, match="found features, of which `embed` makes one"):
         VideoIndex(tmp_path / "features.lance")
@@ -542,11 +551,49 @@ def test_a_full_disk(path):
         check_answers(index, text, video, NAMES, 60)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_path(tmp_path):
-    tmp_path.chmod(0o500)
-    with VideoIndex(tmp_path / "videos.lance") as index, pytest.raises(OSError, match="cannot add"):
-        index.add(NAMES, some()[1])
+CHANGES = """
+changes = {
+    "add": lambda: index.add(NAMES, video),
+    "delete": lambda: index.delete(NAMES[:9]),
+    "optimise": lambda: index.optimise(),
+    "calibrate": lambda: index.calibrate(text),
+    "note_weights": lambda: index.note_weights("w.safetensors"),
+}
+for name, change in changes.items():
+    try:
+        change()
+    except OSError as error:
+        assert f"{sys.argv[1]}: cannot {name}: " in str(error) and "\\n" not in str(error), error
+    else:
+        raise AssertionError(f"{name} was done")
+    check_answers(index, text, video, NAMES, 10)
+"""
+LIMITS = {
+    "a full disk": "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
+    "a read-only folder": "os.geteuid() or os.setuid(65534)",  # root may write anywhere
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_what_cannot_be_written(limit):
+    """Each change is one error of one line, and what was there before is found."""
+    text, video = some()
+    with tempfile.TemporaryDirectory() as folder:  # others than root do not reach tmp_path
+        path = Path(folder) / "videos.lance"
+        with VideoIndex(path) as index:
+            index.add(NAMES, video)
+        places = [Path(folder), *Path(folder).rglob("*")]
+        for place in places:
+            place.chmod(0o555)
+        head = f"import os, resource, signal\nindex = VideoIndex(sys.argv[1])\nindex.search(text)\n{LIMITS[limit]}\n"
+        process = python(head + CHANGES, path)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        for place in places:
+            place.chmod(0o755)
+        with VideoIndex(path) as index:
+            check_answers(index, text, video, NAMES, 10)
+            assert index.weights_path is None
 
 
 def test_killed_at_random_moments(root):

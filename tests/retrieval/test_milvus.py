@@ -1,18 +1,12 @@
 """The index on a Milvus server, a real one of Milvus Lite over gRPC: the same answers as brute force."""
 
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
-from collaborative_experts import ModelIdentity, VideoEmbeddings, VideoIndex, similarity
+from collaborative_experts import ModelIdentity, QueryBank, VideoEmbeddings, VideoIndex, similarity
 from collaborative_experts.retrieval import index as index_module
 from collaborative_experts.retrieval import milvus
 from helpers import check_answers, random_embeddings
@@ -26,37 +20,11 @@ def some(texts=5, videos=60, experts=3, seed=0):
     return text, video
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of a server that the tests share."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "milvus-lite"] if _has_command() else [sys.executable, "-m", "milvus_lite"]
-    folder = tmp_path_factory.mktemp("server")
-    process = subprocess.Popen(
-        [*command, "server", "--data-dir", folder / "videos.db", "--host", "127.0.0.1", "--port", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
-
-
-def _has_command():
-    return (Path(sys.executable).parent / "milvus-lite").exists()
-
-
 @pytest.fixture
-def empty(server, request):
+def empty(milvus_server, request):
     """A collection of the test's own."""
     name = f"c{abs(hash(request.node.name)) % 10**9}"
-    with VideoIndex(server, collection=name) as index:
+    with VideoIndex(milvus_server, collection=name) as index:
         yield index
 
 
@@ -132,7 +100,15 @@ def test_embeddings_of_another_model(empty):
         empty.add(NAMES, some(experts=2)[1])
 
 
-@pytest.mark.parametrize("condition", ["nonsense ===", "no_such == 3"])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        *("nonsense ===", "no_such == 3", "start_s +", "start_s + 1", "true) or (true", 'uri == "a\\") or (true'),
+        *("(" * 140 + "true" + ")" * 140, "(" * 9000 + "true" + ")" * 9000, "uri == '" + "x" * 2**20 + "'"),
+        " or ".join(["start_s > 1"] * 99),
+    ],
+    ids=lambda condition: condition[:20],
+)
 def test_a_condition_that_is_not_understood(empty, condition):
     text, video = some()
     empty.add(NAMES, video)
@@ -141,18 +117,91 @@ def test_a_condition_that_is_not_understood(empty, condition):
     assert "\n" not in str(caught.value)
 
 
-def test_no_query_banks_on_a_server(empty):
+def corrected(text, video, bank):
+    return similarity(text, video).astype(np.float64) - bank.biases(video)
+
+
+def check_corrected(index, text, video, bank, names, k):
+    """The index gives the best by the definition over the full matrix, apart from the order of equal scores."""
+    scores = corrected(text, video, bank)
+    found = index.search(text, k)
+    best = -np.sort(-scores, axis=1)[:, :k]
+    column = {name: i for i, name in enumerate(names)}
+    rows = np.array([[column[name] for name in one] for one in found.ids])
+    assert np.abs(np.take_along_axis(scores, rows, axis=1) - best).max() < 1e-6
+    assert np.abs(found.scores - best).max() < 1e-6
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"beta": 2.0}, {"method": "nnn", "k": 3}], ids=str)
+def test_query_banks(empty, settings):
+    """For videos that are added before and after, on any number of requests, and by other clients."""
+    text, video = some()
+    texts, _ = some(40, seed=1)
+    bank = QueryBank(texts, **settings)
+    empty.add(NAMES[:30], video[:30])
+    empty.calibrate(texts[:9])
+    empty.calibrate(texts, **settings)
+    empty.add(NAMES[30:], video[30:])
+    plain = similarity(text, video).argsort(axis=1)[:, ::-1][:, :10]
+    for k in (1, 10, 100):
+        found = check_corrected(empty, text, video, bank, NAMES, k)
+    assert found.ids[:, :10].tolist() != NAMES[plain].tolist()
+    with VideoIndex(empty.uri, collection=empty._backend.collection) as again:
+        check_corrected(again, text, video, bank, NAMES, 5)
+        assert empty.search_like(NAMES[0], 3).scores.max() <= 1  # not corrected
+        among = again.search(text, 3, ids=NAMES[:20]).ids
+        assert among.tolist() == NAMES[corrected(text, video[:20], bank).argsort(axis=1)[:, ::-1][:, :3]].tolist()
+        again.calibrate(None)
+    check_answers(empty, text, video, NAMES, 10)
+    kept = empty._backend._client.list_collections()
+    assert [name for name in kept if name.startswith(f"{empty._backend.collection}_bank")] == []
+
+
+@pytest.mark.parametrize("where", [None, "start_s >= 10"])
+def test_all_videos_are_read_where_the_server_gives_too_few(empty, monkeypatch, where):
+    """The most answers of a query do not decide between more videos that may be as good."""
+    monkeypatch.setattr(milvus, "SPARE_HITS", 0)
+    monkeypatch.setattr(milvus, "MOST_HITS", 2)
+    monkeypatch.setattr(milvus, "READ_AT_ONCE", 7)
+    text, video = some()
+    texts, _ = some(40, seed=1)
+    empty.add(NAMES, video, spans=[(i, i + 1) for i in range(60)])
+    first = 0 if where is None else 10
+    order = np.argsort(-similarity(text, video[first:]), axis=1, kind="stable")[:, :5]
+    assert empty.search(text, 5, where=where).ids.tolist() == NAMES[first:][order].tolist()
+    empty.calibrate(texts)
+    order = np.argsort(-corrected(text, video[first:], QueryBank(texts)), axis=1, kind="stable")[:, :5]
+    assert empty.search(text, 5, where=where).ids.tolist() == NAMES[first:][order].tolist()
+
+
+def test_what_a_server_does_not_do(empty):
     text, video = some()
     empty.add(NAMES, video)
-    with pytest.raises(NotImplementedError, match=r"\.lance"):
-        empty.calibrate(text)
+    with pytest.raises(ValueError, match=r"expected 'qb' or 'nnn'; 'qb-dynamic' needs a \.lance index"):
+        empty.calibrate(text, "qb-dynamic")
+    with pytest.raises(ValueError, match=r"optimise: http://\S+ searches exactly; .* needs a \.lance index"):
+        empty.optimise(approximate=True)
+    assert empty.search(text, 3, exact=False).exact
 
 
-def test_a_collection_of_something_else(server):
-    client = milvus.connect(server)
+def test_weights_path(empty, tmp_path):
+    with pytest.raises(ValueError, match="holds no videos yet"):
+        empty.note_weights("w.safetensors")
+    assert empty.weights_path is None
+    empty.add(NAMES, some()[1])
+    assert empty.weights_path is None
+    empty.note_weights(tmp_path / "w.safetensors")
+    with VideoIndex(empty.uri, collection=empty._backend.collection) as again:
+        assert again.weights_path == (tmp_path / "w.safetensors").resolve()
+        check_answers(again, some()[0], some()[1], NAMES, 5)
+
+
+def test_a_collection_of_something_else(milvus_server):
+    client = milvus.connect(milvus_server)
     client.create_collection("notours", dimension=4)
     with pytest.raises(ValueError, match="is not one of VideoIndex's"):
-        VideoIndex(server, collection="notours")
+        VideoIndex(milvus_server, collection="notours")
     client.close()
 
 

@@ -53,6 +53,23 @@ def bank_of(text, case):
     return QueryBank(text, case.split(",")[0], **PUBLISHED[case][0])
 
 
+@pytest.mark.parametrize("case", ["qb", "qb, beta 3", "nnn", "nnn, 0.5 x 4"])
+def test_lower_bound(case):
+    """No bias is below it, and it is reached by a video that scores the same with all of the bank."""
+    _, video, texts = with_hubs()
+    bank = bank_of(texts, case)
+    gaps = []
+    for row, available in enumerate(video.available[:-1]):
+        slope, least = bank.lower_bound(available)
+        one = VideoEmbeddings({name: x[row] for name, x in video.embds.items()}, available)
+        gaps.append(bank.biases(one) - (slope @ one.joint() + least))
+    assert min(gaps) > -1e-6
+    whole = VideoEmbeddings({name: x[:1] for name, x in video.embds.items()}, np.ones((1, len(texts.experts))))
+    same = QueryBank(texts[np.zeros(16, dtype=int)], bank.method, bank.beta, bank.alpha)
+    slope, least = same.lower_bound(whole.available[0])
+    assert abs(same.biases(whole)[0] - (slope @ whole.joint()[0] + least)) < 1e-6
+
+
 @pytest.fixture(params=[(1024, 1024), (7, 3)], ids=["one tile", "small tiles"])
 def tiles(request, monkeypatch):
     monkeypatch.setattr("collaborative_experts.retrieval.similarity.TEXTS", request.param[0])

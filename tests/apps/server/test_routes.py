@@ -13,6 +13,8 @@ pytest.importorskip("fastapi")
 
 from collaborative_experts import VideoEmbeddings, VideoIndex, explain
 
+IDS = [f"clip/{i:02}" for i in range(40)]
+
 SENTENCES = ["a dog runs", "two cats", "a man speaks"]
 
 
@@ -201,6 +203,23 @@ def test_without_a_model_like_is_answered(index, open_client):
     assert len(post(client, "/search", like=["clip/00"], k=3)["results"][0]) == 3
     assert "without a model" in post(client, "/search", 422, sentences=["a dog"])["detail"]
     assert client.get("/health").json()["sentences"] is False
+
+
+def test_an_index_on_a_milvus_server(index, operator, milvus_server, open_client):
+    """It answers alike, by Milvus' own conditions, and says that filters are for Lance."""
+    from collaborative_experts.apps.server.service import SearchService
+
+    stored = index.read(IDS)
+    with VideoIndex(milvus_server, collection="served") as other:
+        other.add(stored.ids, stored.embeddings, spans=stored.spans, metadata=stored.metadata)
+        client = open_client(SearchService(other, operator))
+        found = index.search(operator.encode_sentences(SENTENCES), 5, where="start_s >= 10")
+        answer = post(client, "/search", sentences=SENTENCES, k=5, where="start_s >= 10")
+        assert [[x["id"] for x in one] for one in answer["results"]] == found.ids.tolist()
+        assert len(post(client, "/search", sentences=["a"], where='metadata["year"] == 1993')["results"][0]) == 1
+        reason = post(client, "/search", 422, sentences=["a"], filters={"id_contains": "3"})["detail"]
+        assert reason == "filters: the index is on a Milvus server, where they cannot be said; ask with where"
+        assert "where: " in post(client, "/search", 422, sentences=["a"], where="start_s >")["detail"]
 
 
 def test_metrics_and_schema(client):
