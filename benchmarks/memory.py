@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FLAKY, MSRVTT, random_batch, watched
+from common import FLAKY, MSRVTT, number_formats, random_batch, watched
 
 from collaborative_experts import CollaborativeExperts
 
@@ -36,7 +36,7 @@ def main() -> None:
         results = {}
         for path, modality, dtype in (
             (safetensors, None, "float32"),
-            (safetensors, None, "bfloat16"),
+            *((safetensors, None, dtype) for dtype in number_formats() if dtype == "bfloat16"),
             (safetensors, "video", "float32"),
             (safetensors, "text", "float32"),
             (safetensors, "text", "int8"),

@@ -23,6 +23,7 @@ from common import (
     machine,
     matmul_rates,
     medians,
+    number_formats,
     random_batch,
     read_bandwidth,
     text_flops,
@@ -117,13 +118,6 @@ def main() -> None:
         "sweep": sweeps,
     }
     print(json.dumps(result))
-
-
-def number_formats(device: torch.device) -> list[str]:
-    """Those that the device computes in, float32 first."""
-    if device.type == "cuda":
-        return ["float32", "bfloat16", "float16"]
-    return ["float32", *(["bfloat16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []), "int8"]
 
 
 class Limits:
