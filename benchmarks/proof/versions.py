@@ -58,12 +58,15 @@ def tried(python: str, name: str, tests: list[str]) -> dict[str, object]:
         done = run(
             [bin_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"filterwarnings={WARNINGS}", *tests]
         )
-        last = done.stdout.strip().splitlines()[-1:] or [done.stderr[-500:]]
+        said = done.stdout.strip().splitlines()
+        said = [line for line in said if line.startswith("FAILED")] + said[-1:]
+        if done.returncode not in (0, 1):  # pytest itself ended, as by a crash of a library
+            said += [f"exit status {done.returncode}", done.stderr.strip()[-500:]]
         versions = json.loads(run([bin_python, "-m", "pip", "list", "--format", "json"]).stdout)
         wanted = {requirement.name.lower() for requirement in requirements()}
         return {
             "outcome": "passed" if done.returncode == 0 else "failed",
-            "said": last[0],
+            "said": said,
             "versions": {x["name"]: x["version"] for x in versions if x["name"].lower() in wanted},
         }
 
