@@ -4,7 +4,7 @@
 # make search-demo  the same, then a page on which to search in it; prints its address
 # make install link this folder into your Towhee cache, where ops.video_text_embedding.collaborative_experts() finds it
 # make lint    ruff, and mypy on base/, features/ and retrieval/
-# make bench   speed and memory beside towhee.models' CENet, scores, the index (half an hour; on a quiet machine)
+# make bench   all benchmarks, and a page of them with plots in benchmarks/pages/ (an hour; on a quiet machine)
 # make image   take img.png anew (needs chromium)
 
 PYTHON ?= python3
@@ -32,11 +32,7 @@ lint: $(VENV)/installed
 	MYPYPATH=$(VENV)/src $(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/callers.py
-	$(BIN)/python benchmarks/retrieval.py
-	$(BIN)/python benchmarks/index.py
+	$(BIN)/python benchmarks/page.py
 
 image: $(VENV)/installed
 	$(BIN)/python examples/make_image.py

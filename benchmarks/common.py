@@ -58,6 +58,13 @@ def medians(
     return [statistics.median(taken) for taken in times]
 
 
+def number_formats(device: torch.device = CPU) -> list[str]:
+    """Those that the device computes in, float32 first."""
+    if device.type == "cuda":
+        return ["float32", "bfloat16", "float16"]
+    return ["float32", *(["bfloat16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []), "int8"]
+
+
 def matmul_rate(dtype: torch.dtype, device: torch.device = CPU) -> float:
     """The machine's best matrix product, FLOP/s, over the shapes that matter for large batches."""
     return max(matmul_rates(dtype, device).values())
@@ -142,6 +149,7 @@ __all__ = [
     "matmul_rate",
     "matmul_rates",
     "medians",
+    "number_formats",
     "random_batch",
     "read_bandwidth",
     "text_flops",

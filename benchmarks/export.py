@@ -1,6 +1,6 @@
 """ONNX graphs in ONNX Runtime beside the engine, and Towhee's JSON beside binary tensors.
 
-    python benchmarks/export.py [--processor-time]
+    python benchmarks/export.py [--quick] [--processor-time]
 
 The default model in float32. The engine is called through the operator, its input checks included. All experts are
 there, but for one row, where every other video lacks audio, face, ocr and speech. `--processor-time` takes one thread
@@ -33,7 +33,9 @@ Clock = Callable[[], float]
 def main() -> None:
     parser = argparse.ArgumentParser(description="ONNX graphs beside the engine.")
     parser.add_argument("--processor-time", action="store_true", help="of one thread, for a machine that others use")
-    alone = parser.parse_args().processor_time
+    parser.add_argument("--quick", action="store_true", help="small batches alone, to see that it runs")
+    options = parser.parse_args()
+    alone, batches = options.processor_time, BATCHES[:2] if options.quick else BATCHES
     clock = time.process_time if alone else time.perf_counter
     if alone:
         torch.set_num_threads(1)
@@ -42,12 +44,12 @@ def main() -> None:
     results: dict[str, Any] = {"machine": described}
     with tempfile.TemporaryDirectory() as folder:
         for side in ("video", "text"):
-            results[side] = compare(side, Path(folder), clock)
+            results[side] = compare(side, Path(folder), clock, batches)
     results["json"] = [compare_transport(size, clock) for size in (1, 64)]
     print(json.dumps(results))
 
 
-def compare(side: str, folder: Path, clock: Clock) -> dict[str, Any]:
+def compare(side: str, folder: Path, clock: Clock, batches: tuple[int, ...]) -> dict[str, Any]:
     """File, loading, and times of one side's graph beside the engine's."""
     op = CollaborativeExperts(device="cpu", modality=side)
     begin = time.perf_counter()
@@ -60,7 +62,7 @@ def compare(side: str, folder: Path, clock: Clock) -> dict[str, Any]:
     found = {"mb": path.stat().st_size / 1e6, "export_s": made - begin, "load_s": loaded - made}
     print("{}: {mb:.1f} MB, exported in {export_s:.1f} s, loaded in {load_s:.1f} s".format(side, **found))
     print("    B  engine ms  ONNX Runtime ms  ratio  largest difference")
-    for size, lacking in (*((size, False) for size in BATCHES), *([(256, True)] if side == "video" else [])):
+    for size, lacking in (*((size, False) for size in batches), *([(batches[-1], True)] if side == "video" else [])):
         engine, graph, difference = times(op, session, side, size, lacking, clock)
         what = ", half of the flaky experts missing" if lacking else ""
         found[f"{size}{what}"] = {"engine_ms": engine * 1e3, "onnx_ms": graph * 1e3, "difference": difference}

@@ -151,7 +151,7 @@ def sweeps(root: Path, share: int) -> dict[str, dict[int, float]]:
     """Milliseconds of one query by the number of videos, of experts, of patterns, and by k."""
     videos, dims = 20_000 // share, [128] * 8
     found: dict[str, dict[int, float]] = {"videos": {}, "experts": {}, "patterns": {}, "k": {}}
-    for size in (videos // 4, videos, 4 * videos):
+    for size in (videos // 16, videos // 4, videos, 4 * videos):
         found["videos"][size] = one_query(root / f"videos{size}.lance", dims, size, 16)
     for experts in (1, 2, 4, 8):
         found["experts"][experts] = one_query(root / f"experts{experts}.lance", [1024 // experts] * experts, videos, 1)

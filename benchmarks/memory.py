@@ -1,6 +1,6 @@
 """How long loading takes, and how much memory loading and large batches take beyond what they must.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py [--quick]
 
 Each case runs in a process of its own. Peaks are of resident memory, above what it was before the work.
 Ends with one line of JSON.
@@ -8,6 +8,7 @@ Ends with one line of JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FLAKY, MSRVTT, random_batch, watched
+from common import FLAKY, MSRVTT, number_formats, random_batch, watched
 
 from collaborative_experts import CollaborativeExperts
 
@@ -24,6 +25,9 @@ ITEMS = 16_384
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="batches of a hundredth of the size, to see that it runs")
+    items = ITEMS // 100 if parser.parse_args().quick else ITEMS
     with tempfile.TemporaryDirectory() as folder:
         safetensors, pth = f"{folder}/default.safetensors", f"{folder}/default.pth"
         in_a_process("save", {"safetensors": safetensors, "pth": pth})
@@ -32,7 +36,7 @@ def main() -> None:
         results = {}
         for path, modality, dtype in (
             (safetensors, None, "float32"),
-            (safetensors, None, "bfloat16"),
+            *((safetensors, None, dtype) for dtype in number_formats() if dtype == "bfloat16"),
             (safetensors, "video", "float32"),
             (safetensors, "text", "float32"),
             (safetensors, "text", "int8"),
@@ -44,8 +48,8 @@ def main() -> None:
             print(f"{name:42} {found['seconds']:6.2f} s, peak {found['peak'] / 1e6:6.0f} MB, "
                   f"{found['peak'] / size:.2f} x the weights", flush=True)  # fmt: skip
         for modality in ("video", "text"):
-            name = f"{ITEMS:,} items, {modality} side, float32"
-            found = in_a_process("batch", {"weights_path": safetensors, "modality": modality, "dtype": "float32"})
+            name = f"{items:,} items, {modality} side, float32"
+            found = in_a_process("batch", {"items": items, "weights_path": safetensors, "modality": modality})
             results[name] = found
             print(f"{name:42} {found['seconds']:6.2f} s, peak {found['peak'] / 1e6:6.0f} MB beyond inputs, outputs and "
                   f"weights", flush=True)  # fmt: skip
@@ -70,13 +74,13 @@ def load(**settings: Any) -> dict[str, float]:
     return {"seconds": seconds, "peak": peak}
 
 
-def batch(**settings: Any) -> dict[str, float]:
+def batch(items: int, **settings: Any) -> dict[str, float]:
     op = CollaborativeExperts(device="cpu", **settings)
     if settings["modality"] == "text":
-        text = torch.randn(ITEMS, MSRVTT.text.max_tokens, MSRVTT.text.dim)
+        text = torch.randn(items, MSRVTT.text.max_tokens, MSRVTT.text.dim)
         outputs, seconds, peak = watched(lambda: op(text))
     else:
-        experts, ind, _ = random_batch(MSRVTT, ITEMS)
+        experts, ind, _ = random_batch(MSRVTT, items)
         for name in FLAKY:
             ind[name][::2] = 0
         outputs, seconds, peak = watched(lambda: op(experts, ind))
@@ -84,7 +88,8 @@ def batch(**settings: Any) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        main()
+    cases = {"save": save, "load": load, "batch": batch}
+    if sys.argv[1:2] and sys.argv[1] in cases:
+        print(json.dumps(cases[sys.argv[1]](**json.loads(sys.argv[2]))))
     else:
-        print(json.dumps({"save": save, "load": load, "batch": batch}[sys.argv[1]](**json.loads(sys.argv[2]))))
+        main()

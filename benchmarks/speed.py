@@ -23,6 +23,7 @@ from common import (
     machine,
     matmul_rates,
     medians,
+    number_formats,
     random_batch,
     read_bandwidth,
     text_flops,
@@ -54,6 +55,9 @@ CUDA_WORK = tuple(
     if size == 1 or work != "one text query"
 )
 
+LARGEST_SIZE, QUICK_SIZE = 4096, 16
+"""Batches of the sweep go up to this."""
+
 BATCH_GOAL, SINGLE_GOAL = 0.9, 0.8
 """Shares of the machine's limit that the project wants to reach."""
 
@@ -78,7 +82,7 @@ class Row:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="fewer repeats, no sweep")
+    options.add_argument("--quick", action="store_true", help="small batches, to see that it runs")
     options.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     options.add_argument("--trecvid", type=Path, help="folder with experts.npz and captions.csv")
     arguments = options.parse_args()
@@ -91,8 +95,10 @@ def main() -> None:
     ops = {dtype: CollaborativeExperts(device=device, dtype=dtype) for dtype in dtypes}
     limits = Limits(device)
     print(limits)
+    largest = QUICK_SIZE if arguments.quick else LARGEST_SIZE
     works = CPU_WORK if device.type == "cpu" else CUDA_WORK
-    rows = speed_rows(ops, reference, limits, works, repeats=5 if arguments.quick else 9)
+    works = tuple((work, min(size, largest), formats) for work, size, formats in works)
+    rows = speed_rows(ops, reference, limits, works, repeats=3 if arguments.quick else 9)
     print_rows(rows)
     accuracy = {dtype: accuracy_of(op, reference) for dtype, op in ops.items()}
     print_accuracy(accuracy)
@@ -101,7 +107,8 @@ def main() -> None:
         overlap = {dtype: top_ten_overlap(arguments.trecvid, dtype, device) for dtype in dtypes[1:]}
         for dtype, share in overlap.items():
             print(f"trecvid, top 10 of 1,000 videos for 500 texts, {dtype}: {share:.1%} as in float32")
-    sweeps = {} if arguments.quick else {dtype: sweep(op) for dtype, op in ops.items() if dtype != "int8"}
+    sizes = [2**k for k in range(largest.bit_length())]
+    sweeps = {dtype: sweep(op, limits, sizes) for dtype, op in ops.items() if dtype != "int8"}
     result = {
         "machine": machine(device),
         "limits": {"products": limits.rates, "reading": limits.bandwidth},
@@ -111,13 +118,6 @@ def main() -> None:
         "sweep": sweeps,
     }
     print(json.dumps(result))
-
-
-def number_formats(device: torch.device) -> list[str]:
-    """Those that the device computes in, float32 first."""
-    if device.type == "cuda":
-        return ["float32", "bfloat16", "float16"]
-    return ["float32", *(["bfloat16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []), "int8"]
 
 
 class Limits:
@@ -136,24 +136,28 @@ class Limits:
         ]
         return "\n".join([*lines, f"limit of reading: {self.bandwidth / 1e9:.1f} GB/s"])
 
-    def share(self, dtype: str, size: int, flops: float, parameters: int, seconds: float) -> float:
-        """Share of the arithmetic limit for batches, of the reading limit for one item."""
-        if size == 1:
-            return parameters * BYTES[dtype] / self.bandwidth / seconds
-        return size * flops / self.rate[dtype] / seconds
+    def share(self, work: str, dtype: str, size: int, seconds: float) -> float:
+        """Share of the limit: arithmetic, or reading the weights once, whichever takes longer. For int8 reading."""
+        flops, parameters = needed(work)
+        arithmetic = size * flops / self.rate[dtype] if dtype in self.rate else 0.0
+        return max(arithmetic, parameters * BYTES[dtype] / self.bandwidth) / seconds
 
 
-def speed_rows(ops: dict, reference: CENet, limits: Limits, works: tuple, repeats: int) -> list[Row]:
+def needed(work: str) -> tuple[float, int]:
+    """Multiplications and additions an item, and parameters."""
     video_parameters, text_parameters = (
         sum(x.numel() for x in initial_state(MSRVTT, side).values()) for side in ("video", "text")
     )
     video, text = video_flops(MSRVTT), text_flops(MSRVTT)
-    needed = {  # multiplications and additions an item, and parameters
+    return {
         WORKS[0]: (video + text, video_parameters + text_parameters),
         WORKS[1]: (video, video_parameters),
         WORKS[2]: (video_flops(MSRVTT, share=0.5), video_parameters),
         WORKS[3]: (text, text_parameters),
-    }
+    }[work]
+
+
+def speed_rows(ops: dict, reference: CENet, limits: Limits, works: tuple, repeats: int) -> list[Row]:
     rows = []
     for work, size, wanted in works:
         present = [dtype for dtype in wanted if dtype in ops]
@@ -161,8 +165,7 @@ def speed_rows(ops: dict, reference: CENet, limits: Limits, works: tuple, repeat
         with torch.inference_mode():
             seconds, *ours = medians(theirs, *calls, repeats=repeats)
         for dtype, taken in zip(present, ours, strict=True):
-            share = limits.share(dtype, size, *needed[work], taken)
-            rows.append(Row(work, size, dtype, seconds, taken, share))
+            rows.append(Row(work, size, dtype, seconds, taken, limits.share(work, dtype, size, taken)))
     return rows
 
 
@@ -216,14 +219,17 @@ def accuracy_of(op: CollaborativeExperts, reference: CENet, size: int = 32) -> d
     return {"difference": difference, "cosine": cosine}
 
 
-def sweep(op: CollaborativeExperts) -> dict[int, float]:
-    """Milliseconds per item over batch sizes, both sides."""
-    taken = {}
-    for size in (2**k for k in range(13)):
+def sweep(op: CollaborativeExperts, limits: Limits, sizes: list[int]) -> dict[int, dict[str, float]]:
+    """Milliseconds per item and the share of the limit over batch sizes, both sides."""
+    found = {}
+    for size in sizes:
         batch = random_batch(MSRVTT, size, device=op.device)
-        taken[size] = medians(lambda batch=batch: op(*batch), repeats=3 if size > 256 else 7)[0] / size * 1e3
-    print(f"ms per item, {op.dtype}: " + "  ".join(f"B={size} {ms:.2f}" for size, ms in taken.items()))
-    return taken
+        seconds = medians(lambda batch=batch: op(*batch), repeats=3 if size > 256 else 7)[0]
+        share = limits.share(WORKS[0], op.dtype, size, seconds)
+        found[size] = {"ms": seconds / size * 1e3, "of limit": share}
+    print(f"ms per item, {op.dtype}: " + "  ".join(f"B={size} {x['ms']:.2f}" for size, x in found.items()))
+    print(f"of limit, {op.dtype}: " + "  ".join(f"B={size} {x['of limit']:.0%}" for size, x in found.items()))
+    return found
 
 
 def print_rows(rows: list[Row]) -> None:

@@ -77,6 +77,7 @@ _SPELLINGS: Mapping[str, Callable[[str], str]] = {
     "a file suffix": _without_suffix,
     "the path before the name": _without_path,
     "spaces around them": str.strip,
+    "the span of a clip: name clips, or extract with --clips whole": lambda video: video.partition("#t=")[0],
     "path, suffix or leading zeros": lambda video: _without_zeros(_without_suffix(_without_path(video.strip()))),
 }
 """{a difference between two spellings: the shorter spelling}. Case is ignored in all of them."""

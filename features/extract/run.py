@@ -88,7 +88,8 @@ class Report:
         if self.skipped:
             lines.append(f"{self.skipped:,} files were complete before")
         if self.problems:
-            lines.append(f"{len(self.problems):,} problems, listed in {errors_path(self.path)}:")
+            problems = "1 problem" if len(self.problems) == 1 else f"{len(self.problems):,} problems"
+            lines.append(f"{problems}, listed in {errors_path(self.path)}:")
             lines += [f"  {x.clip or x.file}: {x.expert and x.expert + ': '}{x.reason}" for x in self.problems[:10]]
             if len(self.problems) > 10:
                 lines.append(f"  and {len(self.problems) - 10:,} more")

@@ -8,6 +8,7 @@ import pytest
 from collaborative_experts import read_features
 
 ZEROS, SUFFIX, CASE = "leading zeros", "a file suffix", "upper and lower case"
+SPAN = "the span of a clip: name clips, or extract with --clips whole"
 PATH, SPACES, ALL = "the path before the name", "spaces around them", "path, suffix or leading zeros"
 SPELLINGS = {
     "leading zeros": (["7", "12", "13"], ["0007", "0012"], f"'0007' .* '7' in the second; they differ in {ZEROS}"),
@@ -18,6 +19,7 @@ SPELLINGS = {
     "path": (["vid", "wid", "xid"], ["videos/vid", "videos/wid"], f"they differ in {PATH}"),
     "path of Windows": (["vid", "wid", "xid"], [r"C:\vid", r"C:\wid"], f"they differ in {PATH}"),
     "spaces": (["vid", "wid", "xid"], ["vid ", "wid "], f"they differ in {SPACES}"),
+    "span": (["a.mp4#t=0.0,3.0", "a.mp4#t=3.0,4.5", "b.mp4#t=0.0,2.0"], ["a.mp4", "b.mp4"], f"they differ in {SPAN}"),
     "all": (["7", "8", "9"], ["/data/007.MP4", "/data/008.MP4"], f"they differ in {ALL}"),
     "no likely cause": (["a1", "a2", "a3"], ["b1", "b2"], "such as 'b1' in the first and 'a1' in the second$"),
 }  # fmt: skip
