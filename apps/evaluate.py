@@ -14,11 +14,11 @@ from ..hub.operator import CollaborativeExperts
 from ..model.checkpoint import read_notes
 from ..retrieval.evaluation import Evaluation, evaluate
 from ..retrieval.normalise import QueryBank
-from ..training.bank import read_bank
+from ..training.bank import bank_beside
 from ..training.data import CaptionedVideos
 from ..training.encoder import EncoderIdentity, check_same_encoder
 from ..training.model_card import EVALUATION, write_card
-from ..training.run_folder import BANK, BEST
+from ..training.run_folder import BEST
 from .report import write_report
 from .report_run import QUERIES, report_run
 from .run_file import TEST, Run, add_run_arguments
@@ -47,8 +47,7 @@ def evaluate_run(
     trained_with = read_notes(weights).get("encoder")
     if trained_with is not None:
         check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
-    bank = weights.with_name(BANK)
-    found = ablate(op, run.dataset(run.test or TEST, op.config), read_bank(bank) if bank.is_file() else None)
+    found = ablate(op, run.dataset(run.test or TEST, op.config), bank_beside(weights, op.identity))
     run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
     with replacing(run.folder / EVALUATION) as temporary:
         temporary.write_text(json.dumps(_plain(found), indent=2))
@@ -72,7 +71,7 @@ def ablate(op: CollaborativeExperts, dataset: CaptionedVideos, bank: QueryBank |
         return evaluate(text, op.encode_video(features.experts, ind), dataset.targets, bank=bank)
 
     found = {"all experts": with_experts(names)}
-    if bank is not None and bank.text.model == op.identity:
+    if bank is not None:
         found["all, with bank"] = with_experts(names, bank)
     if len(names) > 1:
         found |= {f"only {name}": with_experts([name]) for name in names}

@@ -14,6 +14,7 @@ import torch
 import collaborative_experts as package
 from collaborative_experts.__main__ import main
 from collaborative_experts.apps import run_file as run
+from collaborative_experts.apps.describe import config_of, describe, show
 from collaborative_experts.apps.evaluate import ablate, evaluate_run
 from collaborative_experts.apps.init import choose_splits
 from collaborative_experts.apps.train import train_run
@@ -125,8 +126,11 @@ def test_the_model_card_says_what_the_run_found(folder):
     found = evaluate_run(path)
     card = (folder / "run" / "README.md").read_text()
     assert "validation videos" not in card
+    printed = show(describe(folder / "run" / "best.safetensors", config_of(folder / "run" / "best.safetensors", None)))
+    assert "\nbank        72 captions\n" in printed
     for name, result in found.items():
         for way, x in (("text to video", result.text_to_video), ("video to text", result.video_to_text)):
+            assert f"\nfigures     {name}, {way}: R@1 {x.r1:.1f}, R@5 {x.r5:.1f}, " in printed
             assert f"| {name}, {way} | {x.r1:.1f} | {x.r5:.1f} | {x.r10:.1f} | {x.median_rank:.1f} |" in card
 
 
