@@ -12,8 +12,9 @@ import numpy as np
 from ..base.files import replacing
 from ..hub.operator import CollaborativeExperts
 from ..model.checkpoint import read_notes
-from ..retrieval.evaluation import Evaluation, evaluate
+from ..retrieval.evaluation import Evaluation, evaluate, evaluate_scores
 from ..retrieval.normalise import QueryBank
+from ..retrieval.similarity import similarity
 from ..training.bank import bank_beside
 from ..training.data import CaptionedVideos
 from ..training.encoder import EncoderIdentity, check_same_encoder
@@ -48,6 +49,9 @@ def evaluate_run(
     if trained_with is not None:
         check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
     found = ablate(op, run.dataset(run.test or TEST, op.config), bank_beside(weights, op.identity))
+    teachers = [teacher for teacher in run.teacher_runs() if (teacher.folder / BEST).is_file()]
+    if teachers and len(teachers) == len(run.teachers):
+        found |= evaluate_ensemble(teachers)
     run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
     with replacing(run.folder / EVALUATION) as temporary:
         temporary.write_text(json.dumps(_plain(found), indent=2))
@@ -77,6 +81,24 @@ def ablate(op: CollaborativeExperts, dataset: CaptionedVideos, bank: QueryBank |
         found |= {f"only {name}": with_experts([name]) for name in names}
         found |= {f"without {name}": with_experts([other for other in names if other != name]) for name in names}
     return found
+
+
+def evaluate_ensemble(runs: Sequence[Run]) -> dict[str, Evaluation]:
+    """Figures of the mean scores of several runs, and of the mean of those that their banks correct."""
+    scores, biases, targets = [], [], np.empty(0)
+    for run in runs:
+        op = CollaborativeExperts(weights_path=run.folder / BEST)
+        dataset, bank = run.dataset(run.test or TEST, op.config), bank_beside(run.folder / BEST, op.identity)
+        video = op.encode_video(dataset.features.experts, dataset.features.ind)
+        scores.append(similarity(op.encode_text(np.asarray(dataset.tokens, dtype=np.float32)), video))
+        biases.append(bank.biases(video) if bank is not None else np.zeros(len(video)))
+        targets = dataset.targets
+    plain = np.mean(scores, axis=0)
+    corrected = plain - np.mean(biases, axis=0)  # the texts of a video keep their order
+    return {
+        "teachers' mean": evaluate_scores(plain, targets),
+        "teachers, with bank": evaluate_scores(corrected, targets),
+    }
 
 
 def table(found: Mapping[str, Evaluation]) -> str:

@@ -175,6 +175,39 @@ def test_resume_by_the_command(folder, capsys):
     assert "last.ckpt: there is no run to continue; train without --resume" in capsys.readouterr().err
 
 
+def test_a_student_of_teachers_resumes_to_the_same_weights(folder, monkeypatch):
+    path = folder / "run.toml"
+    with_teachers = 'teachers = ["numbers", "other"]\ndrop_captions = 0.1\n'
+    path.write_text(with_teachers + RUN.replace("epochs = 12", "epochs = 3"))
+    whole = package.model.checkpoint.read_weights(train_run(path, folder=folder / "whole").weights_path)
+    teachers = [folder / "whole" / "teachers" / name / "best.safetensors" for name in ("1", "2")]
+    assert [read_notes(teacher)["encoder"]["name"] for teacher in teachers] == ["numbers", "other"]
+    assert read_notes(teachers[0])["data"]["captions"] == 72
+    assert read_notes(folder / "whole" / "best.safetensors")["data"]["captions"] == 65  # 0.1 of 72 are left out
+    found = evaluate_run(path, folder=folder / "whole")
+    assert found["teachers' mean"].text_to_video.r5 > 20
+    assert found["teachers, with bank"].video_to_text == found["teachers' mean"].video_to_text
+
+    step, steps = training._Run._run_step, []
+
+    def interrupted(self, *batch):
+        steps.append(1)
+        if len(steps) == 2 * 15 + 8:  # in the second epoch of the student
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    monkeypatch.setattr(training._Run, "_run_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(path)
+    monkeypatch.setattr(training._Run, "_run_step", step)
+    again = package.model.checkpoint.read_weights(train_run(path, resume=True).weights_path)
+    for name, x in dict(whole).items():
+        torch.testing.assert_close(x, again[name], rtol=0, atol=0)
+    path.write_text(RUN.replace("epochs = 12", "epochs = 3"))
+    alone = package.model.checkpoint.read_weights(train_run(path, folder=folder / "alone").weights_path)
+    assert any((x != alone[name]).any() for name, x in dict(whole).items())
+
+
 def test_weights_know_their_encoder(folder):
     """Sentences are embedded by the encoder of the training, and by no other."""
     result = train_run(folder / "run.toml")
