@@ -25,6 +25,7 @@ from ..features.formats import LANCE
 from ..hub.operator import CollaborativeExperts
 from ..retrieval.embeddings import ModelIdentity, VideoEmbeddings
 from ..retrieval.index import VideoIndex
+from ..training.bank import bank_beside
 from .journal import Entry, Journal, fingerprint
 from .tasks import Pool, Task, run_tasks
 
@@ -86,6 +87,8 @@ def bulk_embed(
     An id that is in the index is replaced. Videos without any expert are left out, and so are videos whose features
     cannot be read: these are listed in `NAME.errors.csv` beside an index of this machine. Memory holds a few shards.
 
+    The index is calibrated with the query bank that training left beside the weights.
+
     Args:
         features: a file, a folder or {expert: file}, as `read_features` takes them. With a pool every machine reads
             them at this path.
@@ -120,6 +123,7 @@ def bulk_embed(
                 bar.update(len(table))
             if report.added:
                 index.note_weights(weights)
+                _calibrate(index, Path(weights), worker.model)
     if errors_file is not None:
         write_errors(errors_file, ["id", "reason"], report.errors)
     journal.remove()
@@ -279,6 +283,13 @@ def _store(index: VideoIndex, table: Any, model: ModelIdentity) -> Entry:
         )
     errors = [[video, reason] for video, reason in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
     return {"added": int(kept.sum()), "without_experts": int((~kept).sum()), "errors": errors}
+
+
+def _calibrate(index: VideoIndex, weights: Path, model: ModelIdentity) -> None:
+    """Correct the searches of the index by the bank of the weights. A Milvus server cannot."""
+    bank = bank_beside(weights, model)
+    if bank is not None and index.uri.rstrip("/").endswith(LANCE):
+        index.calibrate(bank.text, bank.method, bank.beta)
 
 
 def _journal_path(to: str | Path) -> Path | None:

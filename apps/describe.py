@@ -13,10 +13,15 @@ from typing import Any
 from ..base.config import MSRVTT, CEConfig
 from ..model.cenet import meta_model
 from ..model.checkpoint import check_weights, read_config, read_notes, read_weights
+from ..training.bank import BANK, read_bank
+from ..training.model_card import FIGURES, read_figures
+from ..training.run_folder import BEST
 
 
 def describe(path: str | Path, config: CEConfig) -> dict[str, Any]:
     """The content of a weights file: `file`, `bytes`, `sha256`, `notes`, `parameters`, `form`, `config`, `output_dims`.
+
+    Of a run's weights also `figures`, those of the model card, and `bank`, the number of captions of its query bank.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or weights that do not fit the config.
@@ -26,11 +31,14 @@ def describe(path: str | Path, config: CEConfig) -> dict[str, Any]:
     check_weights(read_weights(path), model.state_dict(), config, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    bank = path.with_name(BANK)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
         "sha256": digest,
         "notes": read_notes(path),
+        "figures": read_figures(path),
+        "bank": len(read_bank(bank).text) if path.name == BEST and bank.is_file() else None,
         "parameters": sum(x.numel() for x in model.parameters()),
         "form": form(config),
         "config": config.to_dict(),
@@ -54,6 +62,8 @@ def show(content: Mapping[str, Any]) -> str:
         f"file        {content['file']} ({content['bytes'] / 1e6:.1f} MB)",
         f"sha256      {content['sha256']}",
         *(f"{key:11} {_plain(value)}" for key, value in content["notes"].items()),
+        *(f"figures     {name}: {_figures(row)}" for name, row in content["figures"].items()),
+        *([f"bank        {content['bank']:,} captions"] if content["bank"] else []),
         f"parameters  {content['parameters']:,}",
         f"form        {content['form']}",
         f"text        {text['dim']} -> {pooled}, {text['max_tokens'] or 'any number of'} tokens",
@@ -90,6 +100,10 @@ def form(config: CEConfig) -> str:
         else "mixture of embedding experts"
     )
     return kind + (", equal weights" if config.freeze_weights else "")
+
+
+def _figures(row: Mapping[str, float]) -> str:
+    return ", ".join(f"{label} {row[key]:.1f}" for key, label in FIGURES.items())
 
 
 def _plain(value: Any) -> str:

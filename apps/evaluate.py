@@ -12,13 +12,14 @@ import numpy as np
 from ..base.files import replacing
 from ..hub.operator import CollaborativeExperts
 from ..model.checkpoint import read_notes
-from ..retrieval.evaluation import Evaluation, evaluate
+from ..retrieval.evaluation import Evaluation, evaluate, evaluate_scores
 from ..retrieval.normalise import QueryBank
-from ..training.bank import read_bank
+from ..retrieval.similarity import similarity
+from ..training.bank import bank_beside
 from ..training.data import CaptionedVideos
 from ..training.encoder import EncoderIdentity, check_same_encoder
 from ..training.model_card import EVALUATION, write_card
-from ..training.run_folder import BANK, BEST
+from ..training.run_folder import BEST
 from .report import write_report
 from .report_run import QUERIES, report_run
 from .run_file import TEST, Run, add_run_arguments
@@ -47,8 +48,10 @@ def evaluate_run(
     trained_with = read_notes(weights).get("encoder")
     if trained_with is not None:
         check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
-    bank = weights.with_name(BANK)
-    found = ablate(op, run.dataset(run.test or TEST, op.config), read_bank(bank) if bank.is_file() else None)
+    found = ablate(op, run.dataset(run.test or TEST, op.config), bank_beside(weights, op.identity))
+    teachers = [teacher for teacher in run.teacher_runs() if (teacher.folder / BEST).is_file()]
+    if teachers and len(teachers) == len(run.teachers):
+        found |= evaluate_ensemble(teachers)
     run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
     with replacing(run.folder / EVALUATION) as temporary:
         temporary.write_text(json.dumps(_plain(found), indent=2))
@@ -72,12 +75,30 @@ def ablate(op: CollaborativeExperts, dataset: CaptionedVideos, bank: QueryBank |
         return evaluate(text, op.encode_video(features.experts, ind), dataset.targets, bank=bank)
 
     found = {"all experts": with_experts(names)}
-    if bank is not None and bank.text.model == op.identity:
+    if bank is not None:
         found["all, with bank"] = with_experts(names, bank)
     if len(names) > 1:
         found |= {f"only {name}": with_experts([name]) for name in names}
         found |= {f"without {name}": with_experts([other for other in names if other != name]) for name in names}
     return found
+
+
+def evaluate_ensemble(runs: Sequence[Run]) -> dict[str, Evaluation]:
+    """Figures of the mean scores of several runs, and of the mean of those that their banks correct."""
+    scores, biases, targets = [], [], np.empty(0)
+    for run in runs:
+        op = CollaborativeExperts(weights_path=run.folder / BEST)
+        dataset, bank = run.dataset(run.test or TEST, op.config), bank_beside(run.folder / BEST, op.identity)
+        video = op.encode_video(dataset.features.experts, dataset.features.ind)
+        scores.append(similarity(op.encode_text(np.asarray(dataset.tokens, dtype=np.float32)), video))
+        biases.append(bank.biases(video) if bank is not None else np.zeros(len(video)))
+        targets = dataset.targets
+    plain = np.mean(scores, axis=0)
+    corrected = plain - np.mean(biases, axis=0)  # the texts of a video keep their order
+    return {
+        "teachers' mean": evaluate_scores(plain, targets),
+        "teachers, with bank": evaluate_scores(corrected, targets),
+    }
 
 
 def table(found: Mapping[str, Evaluation]) -> str:

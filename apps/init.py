@@ -83,6 +83,8 @@ def _text(features: str, captions: str, splits: Mapping[str, Captions], sample: 
         "",
         '# folder = "run"  # where the run is written',
         f"# encoder = {_toml(BUNDLED_MODEL)}  # a model of sentence-transformers: a name or a folder",
+        f"# teachers = {_toml([BUNDLED_MODEL])}  # encoders, each of a model whose scores this one learns",
+        "# drop_captions = 0.0  # share of the captions, those that the teachers rank worst, that is left out",
         "",
         "[model]",
         *(f"# {key} = {_toml(value)}" for key, value in MODEL.items()),

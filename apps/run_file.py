@@ -7,6 +7,8 @@
     validation = 0.15              # a split, or the share of the training videos that is held out; 0 for none
     test = "test"                  # what evaluate evaluates
     encoder = "a model of sentence-transformers"   # left out: MiniLM-L6
+    teachers = ["all-MiniLM-L6-v2", "folder"]      # encoders, each of a model that teaches this one
+    drop_captions = 0.1            # share of the captions, those that the teachers rank worst, that is not trained on
 
     [model]                        # CE's short form without the dimensions, which the features say
     shared_dim = 512
@@ -39,6 +41,7 @@ from ..training.captions import Captions, keep_videos_with_features, read_captio
 from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
 from ..training.settings import TrainingConfig, combine
+from ..training.teachers import drop_captions
 
 TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
 """One cluster is the mean of the words: on small sets of sentence encoders' words no more was better."""
@@ -48,6 +51,9 @@ MODEL = {"use_ce": "", "mimic_ce_dims": True, "shared_dim": 512}
 
 SEQUENCE = {"clusters": 1}
 """One cluster is the mean of the tokens. Models with more cannot be joined to one (`training.members`)."""
+
+TEACHERS = "teachers"
+"""The folder of the teachers' runs, in that of the student's."""
 
 TEST = "test"
 """The split that is evaluated where the file names none."""
@@ -60,6 +66,8 @@ _TYPES = {
     "validation": (str, int, float),
     "test": (str,),
     "encoder": (str,),
+    "teachers": (list,),
+    "drop_captions": (int, float),
     "model": (dict,),
     "training": (dict,),
 }
@@ -107,6 +115,8 @@ class Run:
     validation: str | float = 0.15
     test: str | None = None
     encoder: str | None = None
+    teachers: Sequence[str] = ()
+    drop_captions: float = 0.0
     model: Mapping[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -154,6 +164,17 @@ class Run:
         }
         return cls(**{**content, **paths})
 
+    def teacher_runs(self) -> list[Run]:
+        """The runs of the teachers, each with its encoder, in folders of this run's."""
+        folders = [self.folder / TEACHERS / f"{number}" for number in range(1, len(self.teachers) + 1)]
+        return [
+            replace(
+                self, encoder=encoder, folder=folder, teachers=(), drop_captions=0.0,
+                training=replace(self.training, folder=str(folder)),
+            )
+            for encoder, folder in zip(self.teachers, folders, strict=True)
+        ]  # fmt: skip
+
     @cached_property
     def sentence_encoder(self) -> SentenceEncoder:
         return SentenceEncoder(self.encoder)
@@ -192,16 +213,28 @@ class Run:
         experts = sequences | {name: sequences.get(name, {}) | dict(said) for name, said in given.items()}
         return replace(config_for(features, text, experts, **model), standardise=True)
 
-    def embed(self, videos: TrainingVideos) -> tuple[CaptionedVideos, CaptionedVideos | None, CaptionedVideos | None]:
+    def embed(
+        self, videos: TrainingVideos, teacher: np.ndarray | None = None
+    ) -> tuple[CaptionedVideos, CaptionedVideos | None, CaptionedVideos | None]:
         """Training and validation videos with the token embeddings of their captions, and, where a share is held out,
         both together.
+
+        Args:
+            teacher: the teachers' scores of all captions of `videos.described` with all of its videos.
         """
-        whole = self._embed(videos.described)
+        whole = replace(self._embed(videos.described), teacher=teacher)
         if videos.validation is not None:
-            return whole, self._embed(videos.validation), None
+            return self._without_worst(whole), self._embed(videos.validation), None
         if videos.held_out is None:
-            return whole[videos.rows], None, None
-        return whole[videos.rows], whole[videos.held_out], whole
+            return self._without_worst(whole[videos.rows]), None, None
+        return self._without_worst(whole[videos.rows]), whole[videos.held_out], self._without_worst(whole)
+
+    def embed_all(self, videos: TrainingVideos) -> CaptionedVideos:
+        """All videos of the splits to train on, with the token embeddings of their captions."""
+        return self._embed(videos.described)
+
+    def _without_worst(self, dataset: CaptionedVideos) -> CaptionedVideos:
+        return drop_captions(dataset, self.drop_captions) if self.drop_captions else dataset
 
     def dataset(self, split: str | list[str], config: CEConfig | None = None) -> CaptionedVideos:
         """The videos of a split with their captions. `config` is a model's, which the features are checked against."""
@@ -264,7 +297,7 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
         if key in content and (not isinstance(content[key], allowed) or isinstance(content[key], bool)):
             expected = " or ".join(_WORDS[kind] for kind in allowed)
             raise TypeError(f"{path}: {key}: expected {expected}, got {content[key]!r}")
-    for key in ("features", "train"):
+    for key in ("features", "train", "teachers"):
         values = content.get(key, "")
         values = values.values() if isinstance(values, dict) else values
         if not all(isinstance(value, str) for value in values):
@@ -272,6 +305,11 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
     share = content.get("validation", 0)
     if not isinstance(share, str) and not 0 <= share < 1:
         raise ValueError(f"{path}: validation: expected a split, or a share from 0 to below 1, got {share!r}")
+    dropped = content.get("drop_captions", 0)
+    if not 0 <= dropped < 1:
+        raise ValueError(f"{path}: drop_captions: expected a share from 0 to below 1, got {dropped!r}")
+    if dropped and not content.get("teachers"):
+        raise ValueError(f"{path}: drop_captions: expected teachers, who rank the captions; got none")
     model = content.get("model", {})
     for key in ("text", "experts"):
         if not isinstance(model.get(key, {}), dict):

@@ -7,14 +7,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..base.dependencies import extra
 from ..hub.device import resolve_device
 from ..training.loop import TrainingResult, train
 from ..training.model_card import EVALUATION, write_card
-from ..training.run_folder import STATE, delete_run
+from ..training.run_folder import BEST, STATE, delete_run
 from ..training.settings import check_trainable
+from ..training.teachers import teacher_scores
 from .describe import summary
-from .run_file import Run, add_run_arguments
+from .run_file import Run, TrainingVideos, add_run_arguments
 
 
 def train_run(
@@ -24,7 +27,7 @@ def train_run(
     changes: Sequence[str] = (),
     folder: str | Path | None = None,
 ) -> TrainingResult:
-    """Train as the file says. All that can be wrong is found before the first sentence is embedded.
+    """Train as the file says, its teachers first. All that can be wrong is found before the first sentence is embedded.
 
     Args:
         resume: continue an interrupted run of the file.
@@ -39,33 +42,44 @@ def train_run(
     for module in ("lightning_fabric", "tensorboard", "matplotlib"):  # the last is used when all is done
         extra(module, "training")
     run = Run.read(path, changes, folder)
-    checkpoint = run.folder / STATE
-    _check_folder(checkpoint, resume, overwrite)
+    teachers = run.teacher_runs()
+    _check_folder([each.folder / STATE for each in (run, *teachers)], resume, overwrite)
     videos = run.read_training()
     features, device = videos.described.features[videos.rows], resolve_device(None)
     check_trainable(run.training, run.config(features), len(features), device)
     config = run.config(features, run.sentence_encoder.dim)
     if _reports():
         print(f"{features.summary()}\n\nmodel: {summary(config)}\n", flush=True)
-    dataset, validation, every = run.embed(videos)
+    for teacher in teachers:
+        _fit(teacher, videos, None, resume, overwrite)
+    taught = [(teacher.folder / BEST, teacher.embed_all(videos)) for teacher in teachers]
+    return _fit(run, videos, teacher_scores(taught) if taught else None, resume, overwrite)
+
+
+def _fit(run: Run, videos: TrainingVideos, teacher: np.ndarray | None, resume: bool, overwrite: bool) -> TrainingResult:
+    """Train one model, by the scores of its teachers where there are some. `resume` continues what is there."""
+    config = run.config(videos.described.features[videos.rows], run.sentence_encoder.dim)
+    dataset, validation, every = run.embed(videos, teacher)
     if overwrite:
         delete_run(run.folder)
-    resumed = checkpoint if resume else None
-    result = train(config, run.training, dataset, validation, resumed, device=device, refit_dataset=every)
+    checkpoint = run.folder / STATE
+    resumed = checkpoint if resume and checkpoint.is_file() else None
+    result = train(config, run.training, dataset, validation, resumed, device=resolve_device(None), refit_dataset=every)
     if _reports():
         (run.folder / EVALUATION).unlink(missing_ok=True)  # of other weights
         write_card(run.folder)
     return result
 
 
-def _check_folder(checkpoint: Path, resume: bool, overwrite: bool) -> None:
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint}: there is no run to continue; train without --resume")
+def _check_folder(checkpoints: Sequence[Path], resume: bool, overwrite: bool) -> None:
+    there = [checkpoint for checkpoint in checkpoints if checkpoint.is_file()]
+    if resume and not there:
+        raise FileNotFoundError(f"{checkpoints[0]}: there is no run to continue; train without --resume")
     if resume and overwrite:
         raise ValueError("expected --resume or --overwrite, got both")
-    if checkpoint.is_file() and not (resume or overwrite):
+    if there and not (resume or overwrite):
         raise ValueError(
-            f"{checkpoint.parent}: holds a run already; continue it with --resume, or replace it with --overwrite"
+            f"{checkpoints[0].parent}: holds a run already; continue it with --resume, or replace it with --overwrite"
         )
 
 

@@ -24,6 +24,9 @@ from ..retrieval.normalise import PUBLISHED_BETA, QueryBank
 from .data import VideoTensors
 from .validation import MOST_CAPTIONS, embed_texts, embed_videos, some_captions
 
+BANK = "bank.safetensors"
+"""The name of the file, in the folder of the weights."""
+
 MOST_IN_BANK = 2000
 """Captions of the bank; of more, as many are taken evenly. More change the figures by less than 0.1."""
 
@@ -88,6 +91,13 @@ def read_bank(path: str | Path) -> QueryBank:
             return QueryBank(text, beta=content["beta"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a complete query bank: {error}") from error
+
+
+def bank_beside(weights: Path, model: ModelIdentity) -> QueryBank | None:
+    """The bank beside a weights file, None where there is none of this model. Raises as `read_bank`."""
+    path = weights.with_name(BANK)
+    bank = read_bank(path) if path.is_file() else None
+    return bank if bank is not None and bank.text.model == model else None
 
 
 def _as_float(x: torch.Tensor) -> np.ndarray:

@@ -26,6 +26,8 @@ SMALLEST_DEVIATION = 1e-6
 """A feature that varies less is constant, and is not scaled."""
 
 ROWS_TO_HASH = 256
+TEACHER_DECIMALS = 3
+"""Rounding of teachers' scores before they are hashed."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class CaptionedVideos:
         targets: (T,) int64 from 0 to B - 1, the row of the video that each caption describes.
         tokens: (T, W, dim) of floats, in memory or mapped from a file.
         encoder: the identity of the sentence encoder of `tokens`, None where it is not known.
+        teacher: (T, B) float32, scores that training draws the model's to (`teachers`); None without teachers.
 
     Raises:
         TypeError, ValueError: they do not fit one another, or a video has no caption.
@@ -46,6 +49,7 @@ class CaptionedVideos:
     targets: np.ndarray
     tokens: np.ndarray
     encoder: EncoderIdentity | None = None
+    teacher: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         targets = np.asarray(self.targets)
@@ -61,6 +65,9 @@ class CaptionedVideos:
         counts = np.bincount(targets, minlength=len(self))
         if not counts.all():
             raise ValueError(f"captions: video {self.features.ids[int(counts.argmin())]!r} has no caption")
+        expected = (len(targets), len(self))
+        if self.teacher is not None and np.shape(self.teacher) != expected:
+            raise ValueError(f"captions: expected teacher {expected}, got {np.shape(self.teacher)}")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -71,7 +78,9 @@ class CaptionedVideos:
         position = np.full(len(self), -1)
         position[rows] = np.arange(len(rows))
         kept = np.flatnonzero(position[self.targets] >= 0)
-        return CaptionedVideos(self.features[rows], position[self.targets[kept]], self.tokens[kept], self.encoder)
+        targets, tokens = position[self.targets[kept]], self.tokens[kept]
+        teacher = None if self.teacher is None else self.teacher[np.ix_(kept, rows)]
+        return CaptionedVideos(self.features[rows], targets, tokens, self.encoder, teacher)
 
 
 def caption_videos(
@@ -100,7 +109,7 @@ class VideoTensors:
     Attributes:
         features: {expert: (B, dim) or (B, N, dim) float32}, zero where missing.
         available: (B, M) bool.
-        tokens, targets: as in `CaptionedVideos`.
+        tokens, targets, teacher: as in `CaptionedVideos`.
     """
 
     def __init__(self, dataset: CaptionedVideos, config: CEConfig, role: str) -> None:
@@ -110,7 +119,7 @@ class VideoTensors:
             raise ValueError(f"{role}: expected tokens of size {config.text.dim}, got {dataset.tokens.shape[2]}")
         video = inputs.clean_video(dataset.features.experts, dataset.features.ind, config)
         self.features, self.available = video.features, video.available
-        self.tokens, self.targets = dataset.tokens, dataset.targets
+        self.tokens, self.targets, self.teacher = dataset.tokens, dataset.targets, dataset.teacher
         by_video = np.argsort(self.targets, kind="stable")
         caption_counts = np.bincount(self.targets, minlength=len(self))
         self._caption_rows = np.split(by_video, np.cumsum(caption_counts)[:-1])
@@ -128,6 +137,10 @@ class VideoTensors:
         tokens = torch.from_numpy(np.asarray(self.tokens[caption_rows], dtype=np.float32))
         return {name: x[rows] for name, x in self.features.items()}, self.available[rows], tokens
 
+    def teacher_scores(self, videos: np.ndarray, caption_rows: np.ndarray) -> Tensor | None:
+        """The teachers' scores of some captions with some videos; None without teachers."""
+        return None if self.teacher is None else torch.from_numpy(self.teacher[np.ix_(caption_rows, videos)])
+
     def describe(self) -> str:
         """The size of the set and a hash of its whole content."""
         digest = hashlib.sha256(self.targets.astype(np.int64).tobytes() + self.available.numpy().tobytes())
@@ -136,6 +149,8 @@ class VideoTensors:
             digest.update(x.contiguous().numpy())
         for rows in slices(len(self.tokens), ROWS_TO_HASH):
             digest.update(np.ascontiguousarray(self.tokens[rows]))
+        if self.teacher is not None:
+            digest.update(self.teacher.round(TEACHER_DECIMALS).tobytes())
         return f"{len(self)} videos with {len(self.tokens)} captions (hash {digest.hexdigest()[:8]})"
 
     def statistics(self, config: CEConfig) -> dict[str, Tensor]:

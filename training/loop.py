@@ -38,8 +38,8 @@ from .validation import MOST_CAPTIONS, evaluate_model, from_columns, to_columns
 CHOSEN_BY = ("geometric_mean", "video_to_text_geometric_mean")
 """Columns of `metrics.csv`: the best validation has the highest of the first, and among equals of the second."""
 
-Batch = tuple[dict[str, Tensor], Tensor, Tensor]
-"""Features, availability and tokens, as from `VideoTensors.batch`."""
+Batch = tuple[dict[str, Tensor], Tensor, Tensor, Tensor | None]
+"""Features, availability and tokens, as from `VideoTensors.batch`, and the teachers' scores of the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -273,13 +273,17 @@ class _Run:
                 places = np.arange(k * settings.batch_size, (k + 1) * settings.batch_size)
                 videos = order[places % len(order)]
                 caption_rows = self.data.one_caption_each(videos, rng)
-                yield self.data.batch(videos[rank::world], caption_rows[rank::world])
+                gathered = np.concatenate([np.arange(len(videos))[r::world] for r in range(world)])
+                teacher = self.data.teacher_scores(videos[gathered], caption_rows[gathered])
+                yield *self.data.batch(videos[rank::world], caption_rows[rank::world]), teacher
 
-    def _run_step(self, features: dict[str, Tensor], available: Tensor, tokens: Tensor) -> float:
+    def _run_step(
+        self, features: dict[str, Tensor], available: Tensor, tokens: Tensor, teacher: Tensor | None
+    ) -> float:
         self.objective.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(self.settings.learning_rate, self.step)
-        loss = self.objective(*self.fabric.to_device((features, available, tokens)))
+        loss = self.objective(*self.fabric.to_device((features, available, tokens, teacher)))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(

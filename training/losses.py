@@ -40,6 +40,11 @@ def info_nce(scores: Tensor, temperature: Tensor | float) -> Tensor:
     return (F.cross_entropy(logits, matching) + F.cross_entropy(logits.T, matching)) / 2
 
 
+def distillation(scores: Tensor, teacher: Tensor, temperature: Tensor | float) -> Tensor:
+    """The smooth L1 distance of scores (B, B) from a teacher's, both over the temperature (`teachers`)."""
+    return F.smooth_l1_loss(scores / temperature, teacher / temperature)
+
+
 LOSSES = {"infonce": info_nce, "max_margin": max_margin}
 
 

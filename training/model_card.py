@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..base.files import replacing
 from ..model.checkpoint import read_config, read_notes
@@ -50,15 +49,23 @@ Liu et al., "Use What You Have: Video Retrieval Using Representations From Colla
 
 def write_card(folder: Path) -> Path:
     """Write the card of the weights in a run's folder, with its evaluation if there is one; returns the path."""
-    evaluation = folder / EVALUATION
-    figures = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else {}
     path = folder / CARD
     with replacing(path) as temporary:
-        temporary.write_text(_card(folder, figures), encoding="utf-8")
+        temporary.write_text(_card(folder), encoding="utf-8")
     return path
 
 
-def _card(folder: Path, figures: Mapping[str, Any]) -> str:
+def read_figures(weights: Path) -> dict[str, dict[str, float]]:
+    """The figures of a run's best weights by what they are of: the evaluation's, else the validation's, else none."""
+    evaluation = weights.with_name(EVALUATION)
+    if weights.name == BEST and evaluation.is_file():
+        found = json.loads(evaluation.read_text(encoding="utf-8"))
+        return {f"{name}, {way.replace('_', ' ')}": x for name, ways in found.items() for way, x in ways.items()}
+    metrics = read_notes(weights).get("metrics", {})
+    return {"validation videos, text to video": metrics} if "r1" in metrics else {}
+
+
+def _card(folder: Path) -> str:
     notes, config = read_notes(folder / BEST), read_config(folder / BEST)
     data, training = notes["data"], notes["training"]
     encoder = notes.get("encoder", {}).get("name", "not known")
@@ -78,7 +85,7 @@ def _card(folder: Path, figures: Mapping[str, Any]) -> str:
         f"| expert | dimension | form | videos that have it |\n|---|---|---|---|\n{rows}\n",
         "Recipe": f"Sentence encoder: {encoder}. Loss: {training['loss']}. Weights: {last}. Embeddings of "
         f"{config.shared_dim} numbers an expert. Seed {training['seed']}.\n\n![training curve]({CURVE})\n",
-        "Figures": _figures(notes["metrics"], figures),
+        "Figures": _figures(read_figures(folder / BEST)),
         "Use": USE.format(weights=BEST) + (f"\n`{BANK}` is its query bank.\n" if (folder / BANK).is_file() else ""),
         "Limits": LIMITS,
         "Citation": CITATION,
@@ -87,13 +94,8 @@ def _card(folder: Path, figures: Mapping[str, Any]) -> str:
     return "\n".join([HEAD, title, *(f"## {name}\n\n{text}" for name, text in parts.items())])
 
 
-def _figures(metrics: Mapping[str, float], figures: Mapping[str, Any]) -> str:
-    """A table of the evaluation; the validation's figures where there is none."""
-    if figures:
-        rows = {f"{name}, {way.replace('_', ' ')}": x for name, ways in figures.items() for way, x in ways.items()}
-    elif "r1" in metrics:
-        rows = {"validation videos, text to video": metrics}
-    else:
+def _figures(rows: Mapping[str, Mapping[str, float]]) -> str:
+    if not rows:
         return "None were measured.\n"
     head = f"| | {' | '.join(FIGURES.values())} |\n|---|---|---|---|---|"
     lines = [f"| {name} | {' | '.join(f'{x[key]:.1f}' for key in FIGURES)} |" for name, x in rows.items()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..base.config import CEConfig
 from ..model.cenet import meta_model
-from .losses import batch_scores, info_nce, max_margin
+from .losses import batch_scores, distillation, info_nce, max_margin
 from .members import has_fixed_centre
 from .settings import TrainingConfig
 
@@ -34,8 +34,14 @@ class Objective(nn.Module):
         self.gather: Callable[[Tensor], Tensor] | None = None
         """Joins the rows of all devices, so that each sees the scores of the whole batch."""
 
-    def forward(self, features: dict[str, Tensor], available: Tensor, tokens: Tensor) -> Tensor:
-        """The loss of B videos and one caption each; arguments as from `VideoTensors.batch`."""
+    def forward(
+        self, features: dict[str, Tensor], available: Tensor, tokens: Tensor, teacher: Tensor | None = None
+    ) -> Tensor:
+        """The loss of B videos and one caption each; arguments as from `VideoTensors.batch`.
+
+        Args:
+            teacher: scores (B, B) of the batch of all devices, one device's rows after another's.
+        """
         settings = self._settings
         available = drop_experts(available, settings.expert_dropout)
         tokens = _drop_words(tokens, settings.word_dropout)
@@ -46,9 +52,9 @@ class Objective(nn.Module):
         if self.gather is not None:
             parts = tuple(self.gather(part) for part in parts)
         scores = batch_scores(*parts)
-        if settings.loss == "max_margin":
-            return max_margin(scores, settings.margin)
-        return info_nce(scores, self.log_temperature.exp())
+        temperature = self.log_temperature.exp()
+        loss = max_margin(scores, settings.margin) if settings.loss == "max_margin" else info_nce(scores, temperature)
+        return loss if teacher is None else loss + distillation(scores, teacher, temperature.detach())
 
     def drop_features(self, name: str, x: Tensor) -> Tensor:
         """Replace features by their mean, which is 0 once standardised. Nothing is scaled up in return."""

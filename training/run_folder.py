@@ -25,10 +25,9 @@ from ..base.dependencies import extra
 from ..base.files import replacing
 from ..model.checkpoint import write_weights
 from ..retrieval.normalise import QueryBank
-from .bank import write_bank
+from .bank import BANK, write_bank
 
 BEST = "best.safetensors"
-BANK = "bank.safetensors"
 STATE = "last.ckpt"
 METRICS = "metrics.csv"
 CARD = "README.md"

@@ -10,6 +10,8 @@ pytest.importorskip("lance")
 from collaborative_experts import CollaborativeExperts, VideoIndex, read_features
 from collaborative_experts.__main__ import main
 from collaborative_experts.apps.bulk import bulk_embed
+from collaborative_experts.retrieval.normalise import QueryBank
+from collaborative_experts.training.bank import read_bank, write_bank
 from collaborative_experts.training.encoder import identify
 from helpers import write_lance
 
@@ -97,6 +99,23 @@ def test_embed_then_search_on_a_milvus_server(folder, milvus_server, capsys):
     (folder / "w.safetensors").unlink()
     assert main(["search", milvus_server, "a dog"]) == 1
     assert "which is not there; pass --weights FILE" in capsys.readouterr().err
+
+
+def test_embed_calibrates_with_the_bank_of_the_weights(folder):
+    op = CollaborativeExperts(weights_path=folder / "w.safetensors", device="cpu")
+    features = read_features(folder / "features.lance")
+    bank = op.encode_text(np.random.default_rng(1).standard_normal((40, 5, 6)).astype(np.float32))
+    query = op.encode_text(np.random.default_rng(2).standard_normal((9, 5, 6)).astype(np.float32))
+    write_bank(folder / "bank.safetensors", QueryBank(bank, beta=5.0))
+    bulk_embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance")
+    with VideoIndex(folder / "plain.lance") as plain, VideoIndex(folder / "videos.lance") as index:
+        kept = features[np.flatnonzero(features.available.any(1))]
+        plain.add(kept.ids, op.encode_video(kept.experts, kept.ind))
+        plain.calibrate(read_bank(folder / "bank.safetensors").text, beta=5.0)
+        np.testing.assert_array_equal(index.search(query, k=9).ids, plain.search(query, k=9).ids)
+        corrected = index.search(query, k=9).ids
+        index.calibrate(None)
+        assert (corrected != index.search(query, k=9).ids).any()
 
 
 def write_npz(folder, ids, rows):

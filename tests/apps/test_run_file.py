@@ -16,6 +16,7 @@ import collaborative_experts as package
 from collaborative_experts.__main__ import main
 from collaborative_experts.apps import init
 from collaborative_experts.apps import run_file as run
+from collaborative_experts.apps.describe import config_of, describe, show
 from collaborative_experts.apps.evaluate import ablate, evaluate_run
 from collaborative_experts.apps.init import choose_splits
 from collaborative_experts.apps.train import train_run
@@ -129,8 +130,11 @@ def test_the_model_card_says_what_the_run_found(folder):
     found = evaluate_run(path)
     card = (folder / "run" / "README.md").read_text()
     assert "validation videos" not in card
+    printed = show(describe(folder / "run" / "best.safetensors", config_of(folder / "run" / "best.safetensors", None)))
+    assert "\nbank        72 captions\n" in printed
     for name, result in found.items():
         for way, x in (("text to video", result.text_to_video), ("video to text", result.video_to_text)):
+            assert f"\nfigures     {name}, {way}: R@1 {x.r1:.1f}, R@5 {x.r5:.1f}, " in printed
             assert f"| {name}, {way} | {x.r1:.1f} | {x.r5:.1f} | {x.r10:.1f} | {x.median_rank:.1f} |" in card
 
 
@@ -173,6 +177,39 @@ def test_resume_by_the_command(folder, capsys):
     (folder / "run" / "last.ckpt").unlink()
     assert main(["train", str(path), "--resume"]) == 1
     assert "last.ckpt: there is no run to continue; train without --resume" in capsys.readouterr().err
+
+
+def test_a_student_of_teachers_resumes_to_the_same_weights(folder, monkeypatch):
+    path = folder / "run.toml"
+    with_teachers = 'teachers = ["numbers", "other"]\ndrop_captions = 0.1\n'
+    path.write_text(with_teachers + RUN.replace("epochs = 12", "epochs = 3"))
+    whole = package.model.checkpoint.read_weights(train_run(path, folder=folder / "whole").weights_path)
+    teachers = [folder / "whole" / "teachers" / name / "best.safetensors" for name in ("1", "2")]
+    assert [read_notes(teacher)["encoder"]["name"] for teacher in teachers] == ["numbers", "other"]
+    assert read_notes(teachers[0])["data"]["captions"] == 72
+    assert read_notes(folder / "whole" / "best.safetensors")["data"]["captions"] == 65  # 0.1 of 72 are left out
+    found = evaluate_run(path, folder=folder / "whole")
+    assert found["teachers' mean"].text_to_video.r5 > 20
+    assert found["teachers, with bank"].video_to_text == found["teachers' mean"].video_to_text
+
+    step, steps = training._Run._run_step, []
+
+    def interrupted(self, *batch):
+        steps.append(1)
+        if len(steps) == 2 * 15 + 8:  # in the second epoch of the student
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    monkeypatch.setattr(training._Run, "_run_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(path)
+    monkeypatch.setattr(training._Run, "_run_step", step)
+    again = package.model.checkpoint.read_weights(train_run(path, resume=True).weights_path)
+    for name, x in dict(whole).items():
+        torch.testing.assert_close(x, again[name], rtol=0, atol=0)
+    path.write_text(RUN.replace("epochs = 12", "epochs = 3"))
+    alone = package.model.checkpoint.read_weights(train_run(path, folder=folder / "alone").weights_path)
+    assert any((x != alone[name]).any() for name, x in dict(whole).items())
 
 
 def test_weights_know_their_encoder(folder):

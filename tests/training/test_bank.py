@@ -7,7 +7,7 @@ import collaborative_experts as package
 from collaborative_experts.apps.evaluate import ablate
 from collaborative_experts.retrieval.normalise import PUBLISHED_BETA
 from collaborative_experts.training import bank as banks
-from collaborative_experts.training.bank import BETAS, choose_beta, read_bank, write_bank
+from collaborative_experts.training.bank import BETAS, bank_beside, choose_beta, read_bank, write_bank
 from collaborative_experts.training.data import VideoTensors
 from helpers import QUICK, TRAINABLE, captioned, untrained
 
@@ -31,7 +31,7 @@ def test_the_bank_is_the_training_captions_by_the_written_weights(trained):
     np.testing.assert_allclose(bank.text.weights, expected.weights, atol=1e-5)
 
 
-def test_evaluation_with_the_bank_of_the_same_model_only(trained, tmp_path):
+def test_evaluation_and_the_bank_of_the_same_model_only(trained, tmp_path):
     op, _, path = trained
     test, bank = captioned(24, seed=3), read_bank(path)
     found = ablate(op, test, bank)
@@ -40,7 +40,9 @@ def test_evaluation_with_the_bank_of_the_same_model_only(trained, tmp_path):
     assert found["all, with bank"] == package.evaluate(text, video, test.targets, bank=bank)
     other = untrained()
     other.train(QUICK, captioned(32, seed=5), folder=str(tmp_path / "other"), seed=5)
-    assert "all, with bank" not in ablate(other, test, bank)
+    assert bank_beside(path.with_name("best.safetensors"), op.identity).beta == bank.beta
+    assert bank_beside(path.with_name("best.safetensors"), other.identity) is None
+    assert bank_beside(tmp_path / "none.safetensors", op.identity) is None
 
 
 def test_of_many_captions_some_are_in_the_bank(monkeypatch, tmp_path):
