@@ -286,9 +286,9 @@ def _store(index: VideoIndex, table: Any, model: ModelIdentity) -> Entry:
 
 
 def _calibrate(index: VideoIndex, weights: Path, model: ModelIdentity) -> None:
-    """Correct the searches of the index by the bank of the weights. A Milvus server cannot."""
+    """Correct the searches of the index by the bank of the weights."""
     bank = bank_beside(weights, model)
-    if bank is not None and index.uri.rstrip("/").endswith(LANCE):
+    if bank is not None:
         index.calibrate(bank.text, bank.method, bank.beta)
 
 

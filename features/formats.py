@@ -135,6 +135,8 @@ class _Table:
     array: Any
 
     def __post_init__(self) -> None:
+        if not hasattr(self.array, "shape"):
+            raise FeatureFileError(f"{self.path}: expected an array for its ids, got {type(self.array).__name__}")
         shape, videos = tuple(self.array.shape), len(self.ids)
         if len(shape) not in (2, 3) or shape[0] != videos:
             raise FeatureFileError(

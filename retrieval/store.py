@@ -124,7 +124,14 @@ class StoreError(OSError):
     """A store that cannot be read or written; the message names it."""
 
 
-_LANCE_FAILURES = ("LanceError", "External error", "Encountered", "Invalid user input: Range")
+_LANCE_FAILURES = (
+    "LanceError",
+    "External error",
+    "Encountered",
+    "Dataset at path",
+    "Invalid user input: Range",
+    "Invalid user input: Non-leaf",
+)
 """Beginnings of Lance's ValueErrors that are of the files and not of the caller."""
 
 
@@ -603,11 +610,14 @@ def _bank_table(bank: QueryBank) -> Any:
 
 
 def _read_bank(dataset: Any, header: Header) -> QueryBank:
+    """The bank that `_bank_table` wrote. Raises OSError where it is damaged."""
     table = dataset.to_table()
-    text = TextEmbeddings(
-        header.by_expert(to_matrix(table["embeddings"])), to_matrix(table["weights"]), model=header.model
-    )
-    return QueryBank(text, **json.loads(dataset.schema.metadata[_BANK]))
+    try:
+        embeddings = header.by_expert(to_matrix(table["embeddings"]))
+        text = TextEmbeddings(embeddings, to_matrix(table["weights"]), model=header.model)
+        return QueryBank(text, **json.loads((dataset.schema.metadata or {})[_BANK]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise OSError(f"its query bank is damaged: {error}") from None
 
 
 # --- columns ------------------------------------------------------------------------------------------------

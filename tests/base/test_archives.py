@@ -23,3 +23,20 @@ def test_what_a_file_holds_may_be_large(tmp_path):
     check_expansion(path, 200 * 2**20)
     with pytest.raises(ValueError, match="refused"):
         check_expansion(path, 200 * 2**20 + 1)
+
+
+@pytest.mark.parametrize("there", [1, 0])
+def test_a_directory_that_lost_entries_is_refused(tmp_path, there):
+    """Of the first entry, a length of a comment that swallows the others; the size of the directory as 0."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in "abc":
+            file.writestr(name, b"content")
+    check_archive(path)
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    where, value = (start + 32, 2 * (end - start) // 3) if there else (end + 12, 0)
+    content[where : where + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match=f"its directory has {there} entries of 3"):
+        check_archive(path)

@@ -254,6 +254,7 @@ REFUSED = {
         lambda p: np.savez(p, motion=MATRIX),
         r"ids \(video_id or ids\) beside its only array 'motion', got \(3, 5\)",
     ),
+    "npz without arrays": ("motion.npz", lambda p: np.savez(p), "cannot be read as .npz: its directory has 0 entries"),
     "npz of a matrix": ("motion.npz", lambda p: np.savez(p, x=MATRIX), r"only array 'x', got \(3, 5\) and no ids"),
     "npz of token sequences": ("motion.npz", lambda p: np.savez(p, x=MATRIX[None]), r"only array 'x', got \(1, 3, 5\)"),
     "npz of one vector, named features": (

@@ -478,6 +478,17 @@ def test_a_damaged_index_of_the_ids(filled, path):
         again.read(["a", "b"])
 
 
+@pytest.mark.parametrize("damage", [b"collaborative_experts.bank", b"method"])
+def test_a_damaged_query_bank(filled, path, damage):
+    index, text, _ = filled
+    index.calibrate(text)
+    index.close()
+    (file,) = path.glob("_banks/*.lance/_versions/*.manifest")
+    file.write_bytes(file.read_bytes().replace(damage, damage[::-1]))
+    with VideoIndex(path) as again, pytest.raises(OSError, match="cannot read: its query bank is damaged"):
+        again.search(text)
+
+
 def test_several_processes_read_while_one_writes(path):
     """Each answer is that of some committed state: the same videos are replaced by others all the time."""
     text, first = some()
