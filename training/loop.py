@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..retrieval.evaluation import Evaluation
 from .bank import choose_beta, make_bank
 from .data import CaptionedVideos, VideoTensors
 from .encoder import EncoderIdentity
+from .linear import LinearChoice, Moments, can_be_linear, choose_linear, join_linear
 from .members import can_join, join
 from .objective import Objective, fixed_parameters
 from .optimiser import make_fabric, make_optimiser, update_average
@@ -109,6 +110,8 @@ def train(
     if search is None:
         run.load(state)
         run.train()
+        if refit and fabric.is_global_zero:
+            run.choose_linear(_member_count(config, settings, weights))
         search = {"best": run.best, "history": run.history}
     if refit:
         search |= {"members": search.get("members", [])}
@@ -132,7 +135,7 @@ def _refit(
         state: that of an interrupted member.
     """
     config, settings, fabric, members = run.config, run.settings, run.fabric, search["members"]
-    count = settings.members if weights is None and can_join(config) else 1
+    count = _member_count(config, settings, weights)
     schedule = repeat(search["best"]["step"], len(data), settings.batch_size)
     while len(members) < count:
         seeded = replace(settings, seed=settings.seed + len(members))
@@ -143,12 +146,23 @@ def _refit(
         members.append(_copy(member.average))
         state = None
     if fabric.is_global_zero:
-        joined, config = join(members, config)
-        row = _row_of(search)
-        notes = weights_notes(config, settings, data, run.encoder, row)
-        run.folder.write_best(joined, config, notes | {"refit": {"steps": schedule.steps, "members": count}})
+        made = {"steps": schedule.steps, "members": count}
+        linear = search["best"].get("linear")
+        if linear and count > 1:
+            made["linear"] = linear
+            moments = Moments(_model_of(members[0], config, torch.device("cpu")), data)
+            joined, config = join_linear(moments, members, config, LinearChoice(**linear))
+        else:
+            joined, config = join(members, config)
+        notes = weights_notes(config, settings, data, run.encoder, _row_of(search))
+        run.folder.write_best(joined, config, notes | {"refit": made})
         run.folder.write_bank(make_bank(_model_of(joined, config, fabric.device), data, search["best"]["beta"]))
     fabric.barrier()
+
+
+def _member_count(config: CEConfig, settings: TrainingConfig, weights: Mapping[str, Tensor] | None) -> int:
+    """Models that a refit trains. More than one are joined, with a linear one."""
+    return settings.members if weights is None and can_join(config) else 1
 
 
 def _row_of(search: Mapping[str, Any]) -> dict[str, float]:
@@ -333,6 +347,17 @@ class _Run:
         model = _model_of(weights, self.config, self.fabric.device)
         self.best["beta"] = choose_beta(model, self.data, self.validation)
         self.folder.write_bank(make_bank(model, self.data, self.best["beta"]))
+
+    def choose_linear(self, members: int) -> None:
+        """Choose the linear model that is joined to so many members, and beta for both together."""
+        if members == 1 or not can_be_linear(self.config):
+            return
+        device = torch.device("cpu")
+        weights = dict(read_weights(self.folder.path / BEST))
+        moments = Moments(_model_of(weights, self.config, device), self.data)
+        choice = choose_linear(moments, weights, self.config, self.validation)
+        model = _model_of(*join_linear(moments, [weights], self.config, choice), device)
+        self.best |= {"linear": asdict(choice), "beta": choose_beta(model, self.data, self.validation)}
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -5,14 +5,14 @@ the members' layers side by side: an embedding is the members' embeddings one af
 gates' matrices are block-diagonal, and the experts' weights are those of the mean logits.
 
 It is exact but for lengths: a member counts a little more for a video or a text that its layers make longer than the
-others' do. All members learn the same way, so that their lengths are alike.
+others' do. All members learn the same way, so that their lengths are alike; a linear model's are made so (`linear`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,21 @@ from ..base.config import CEConfig, ExpertConfig, TextConfig
 
 SHARED = ("standardise.", "text_pooling.", "pooling.")
 """Parameters that are the same in all members: they follow from the data, or are fixed."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear model that is joined to members (`linear`).
+
+    Attributes:
+        state: its layers under the members' names.
+        dim: the size of its embeddings.
+        length: the length of its vectors beside a member's.
+    """
+
+    state: Mapping[str, Tensor]
+    dim: int
+    length: float
 
 
 def has_fixed_centre(side: ExpertConfig | TextConfig) -> bool:
@@ -38,25 +53,34 @@ def can_join(config: CEConfig) -> bool:
     return not config.use_ce and config.mimic_ce_dims and all(map(has_fixed_centre, pooled))
 
 
-def join(members: Sequence[Mapping[str, Tensor]], config: CEConfig) -> tuple[dict[str, Tensor], CEConfig]:
+def join(
+    members: Sequence[Mapping[str, Tensor]], config: CEConfig, linear: Linear | None = None
+) -> tuple[dict[str, Tensor], CEConfig]:
     """Weights and config of the joined model, `shared_dim` as many times as large as there are members.
 
     Args:
         members: state dicts of models of `config`, for which `can_join` is true.
+        linear: is joined to them, and adds its own size.
     """
-    if len(members) == 1:
+    if len(members) == 1 and linear is None:
         return dict(members[0]), config
-    joined = {name: _join_one(name, [member[name] for member in members]) for name in members[0]}
-    return joined, replace(config, shared_dim=len(members) * config.shared_dim)
+    size = len(members) * config.shared_dim + (linear.dim if linear else 0)
+    # A video's vector has the length 1 before the gate, and a member's part of it is so much shorter.
+    gate_scale = math.sqrt(len(members) + (linear.length**2 if linear else 0))
+    joined = {}
+    for name, x in members[0].items():
+        parts = [member[name] for member in members]
+        if name.startswith(SHARED) or not x.ndim:
+            joined[name] = x
+        elif name.startswith("ce.moe_fc."):
+            joined[name] = torch.stack(parts).mean(0)
+        else:
+            parts += [linear.state[name].to(x.device)] if linear else []
+            joined[name] = _join_one(name, parts, gate_scale)
+    return joined, replace(config, shared_dim=size)
 
 
-def _join_one(name: str, parts: list[Tensor]) -> Tensor:
-    if name.startswith(SHARED) or not parts[0].ndim:
-        return parts[0]
-    if name.startswith("ce.moe_fc."):
-        return torch.stack(parts).mean(0)
+def _join_one(name: str, parts: list[Tensor], gate_scale: float) -> Tensor:
     if not name.endswith(".cg.fc.weight"):
         return torch.cat(parts)
-    # A video's vector has the length 1 before the gate, and a member's part of it is so much shorter.
-    scale = math.sqrt(len(parts)) if name.startswith("ce.video_GU.") else 1.0
-    return torch.block_diag(*parts) * scale
+    return torch.block_diag(*parts) * (gate_scale if name.startswith("ce.video_GU.") else 1.0)

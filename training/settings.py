@@ -53,7 +53,8 @@ class TrainingConfig:
             or `steps`, each epoch is validated.
         refit: after a search, the weights are trained anew for as many steps on all videos, with those held out.
         members: the models, of seeds that follow one another, that a refit trains and joins to one whose `shared_dim`
-            is so many times as large (`members`). A model that cannot be joined has one.
+            is so many times as large (`members`), with a linear model besides (`linear`). A model that cannot be joined
+            has one, and none that is linear.
         seed: the seed of initial parameters, order, captions and dropout.
         precision: 'float32', 'bfloat16' or 'float16' (mixed).
         devices: the number of GPUs, or of processes on a CPU, that share a batch.

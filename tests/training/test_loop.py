@@ -331,7 +331,8 @@ def test_a_resumed_search_and_refit_are_the_uninterrupted_ones(tmp_path, monkeyp
 
     whole = run("whole")
     assert 15 <= whole.best_step <= 20  # so that a member has from 22 to 30 steps
-    assert read_config(whole.weights_path) == replace(config, shared_dim=64)
+    linear = read_notes(whole.weights_path)["refit"]["linear"]
+    assert read_config(whole.weights_path) == replace(config, shared_dim=64 + config.text.dim * (linear["count"] > 0))
     plain, steps = loop._Run._run_step, []
 
     def step(run, *batch):

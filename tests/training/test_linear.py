@@ -1,0 +1,161 @@
+"""The linear model that is joined to trained ones, against plain numpy and scores of its parts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from collaborative_experts import CaptionedVideos, CEConfig, Features
+from collaborative_experts.model.cenet import initial_state, meta_model
+from collaborative_experts.training.data import VideoTensors
+from collaborative_experts.training.linear import LinearChoice, Moments, choose_linear, fit_linear, join_linear
+from collaborative_experts.training.losses import batch_scores
+from collaborative_experts.training.objective import fixed_parameters
+
+SHARED = CEConfig.from_dict(
+    {
+        "experts": {"motion": 12, "sound": {"dim": 6, "clusters": 1, "max_tokens": 4}},
+        "text": {"dim": 10, "clusters": 1, "ghost_clusters": 0},
+        "shared_dim": 16,
+        "use_ce": "",
+        "mimic_ce_dims": True,
+        "standardise": True,
+    }
+)
+
+
+def videos(size, seed):
+    """Features that say linearly what the captions say, two captions a video; a third has no sound."""
+    rng, world = np.random.default_rng(seed), np.random.default_rng(0)
+    meaning, ways = rng.standard_normal((size, 3)), [world.standard_normal((3, dim)) for dim in (12, 6, 10)]
+    motion, sound, words = (meaning @ way for way in ways)
+    sequences = [x + 0.1 * rng.standard_normal((rng.integers(1, 5), 6)) for x in sound]
+    targets = np.repeat(np.arange(size), 2)
+    tokens = words[targets][:, None] + 0.5 * rng.standard_normal((2 * size, 4, 10))
+    features = Features(
+        [f"{i}" for i in range(size)],
+        {"motion": motion.astype(np.float32), "sound": [x.astype(np.float32) for x in sequences]},
+        {"motion": np.ones(size, dtype=np.int64), "sound": (rng.random(size) < 2 / 3).astype(np.int64)},
+    )
+    return VideoTensors(CaptionedVideos(features, targets, tokens.astype(np.float32)), SHARED, "data")
+
+
+DATA, OTHERS = videos(60, 1), videos(40, 2)
+
+
+def model_of(state, config):
+    model = meta_model(config)
+    model.load_state_dict(state, strict=False, assign=True)
+    return model.eval()
+
+
+def initial(seed):
+    state = initial_state(SHARED, seed=seed) | DATA.statistics(SHARED)
+    return state | {name: torch.zeros_like(state[name]) for name in fixed_parameters(SHARED)}
+
+
+@torch.no_grad()
+def scores(state, config):
+    model = model_of(state, config)
+    video = torch.stack(list(model.encode_video(OTHERS.features, OTHERS.available).values()), 1)
+    text, weights = model.encode_text(torch.from_numpy(OTHERS.tokens))
+    return batch_scores(torch.stack(list(text.values()), 1), weights, video, OTHERS.available).numpy()
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def numpy_scores(choice):
+    """Ridge regressions from each expert to the mean of a video's whitened captions; the mean of their cosines."""
+    state = DATA.statistics(SHARED)
+    words, other_words = (unit(data.tokens.astype(np.float64).sum(1)) for data in (DATA, OTHERS))
+    middle = words.mean(0)
+    covariance = np.cov(words.T, bias=True)
+    strengths, basis = np.linalg.eigh(covariance + 0.3 * np.trace(covariance) / 10 * np.eye(10))
+    whiten = basis @ np.diag(strengths**-choice.whitening) @ basis.T
+    y = (np.stack([words[DATA.targets == row].mean(0) for row in range(len(DATA))]) - middle) @ whiten
+    cosines = []
+    for m, name in enumerate(("motion", "sound")):
+        sides = []
+        for data in (DATA, OTHERS):
+            x = data.features[name].numpy().astype(np.float64)
+            mean, std = (state[f"standardise.{name}.{key}"].numpy() for key in ("mean", "std"))
+            z = np.where((x == 0).all(-1, keepdims=True), 0, (x - mean) / std)
+            sides.append(unit(z.sum(1) + 1e-300) if name == "sound" else z)
+        there = DATA.available[:, m].numpy()
+        x, other = sides[0][there] - sides[0][there].mean(0), sides[1] - sides[0][there].mean(0)
+        inverse = x.T @ x + choice.ridge * np.trace(x.T @ x) / x.shape[1] * np.eye(x.shape[1])
+        predicted = other @ np.linalg.solve(inverse, x.T @ y[there])
+        cosines.append(unit((other_words - middle) @ whiten) @ unit(predicted).T)
+    there = OTHERS.available.numpy().astype(float)
+    return sum(c * there[:, m] for m, c in enumerate(cosines)) / there.sum(1)
+
+
+@pytest.mark.parametrize("choice", [LinearChoice(0.0, 3.0, 1.0), LinearChoice(0.5, 0.1, 2.0)])
+def test_it_is_a_ridge_regression_to_whitened_captions(choice):
+    state = initial(0)
+    linear = fit_linear(Moments(model_of(state, SHARED), DATA), [state], SHARED, choice)
+    assert linear.dim == 10  # the text's
+    found = scores({**state, **linear.state}, replace(SHARED, shared_dim=10))
+    np.testing.assert_allclose(found, numpy_scores(choice), atol=2e-5)
+
+
+def test_a_narrow_model_keeps_what_varies_most():
+    config = replace(SHARED, shared_dim=3)
+    state = initial_state(config, seed=0) | DATA.statistics(SHARED)
+    state |= {name: torch.zeros_like(state[name]) for name in fixed_parameters(config)}
+    choice = LinearChoice(0.0, 0.1, 1.0)
+    linear = fit_linear(Moments(model_of(state, config), DATA), [state], config, choice)
+    assert linear.dim == 3
+    found = scores({**state, **linear.state}, config)
+    assert np.corrcoef(found.ravel(), numpy_scores(choice).ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("count", [0.5, 2.0])
+def test_joined_scores_are_a_weighted_sum(count):
+    members, choice = [initial(seed) for seed in range(3)], LinearChoice(0.25, 1.0, count)
+    for state in members:
+        state |= _weights_of(members[0])
+    moments = Moments(model_of(members[0], SHARED), DATA)
+    joined, config = join_linear(moments, members, SHARED, choice)
+    assert config.shared_dim == 3 * 16 + 10
+    linear = fit_linear(moments, members, SHARED, choice)
+    alone = scores({**members[0], **linear.state, **_weights_of(members[0])}, replace(SHARED, shared_dim=10))
+    mean = np.mean([scores(state, SHARED) for state in members], axis=0)
+    found = scores(joined, config)
+    assert np.corrcoef(found.ravel(), (mean + count * alone).ravel())[0, 1] > 0.95
+    assert np.abs(found - (mean + count * alone) / (1 + count)).max() < 0.3
+
+
+def _weights_of(state):
+    return {name: x for name, x in state.items() if name.startswith("ce.moe_fc.")}
+
+
+def test_validation_chooses_it_where_it_finds_more():
+    state = initial(0)  # which knows nothing
+    moments = Moments(model_of(state, SHARED), DATA)
+    choice = choose_linear(moments, state, SHARED, OTHERS)
+    assert choice.count > 0
+    nothing = replace(choice, count=0.0)
+    joined, config = join_linear(moments, [state], SHARED, nothing)
+    assert config == SHARED
+    assert all(joined[name] is x for name, x in state.items())
+
+
+def test_it_counts_nothing_where_it_finds_less():
+    linear_world = initial(0)
+    moments = Moments(model_of(linear_world, SHARED), DATA)
+    good = fit_linear(moments, [linear_world], SHARED, LinearChoice(0.0, 0.1, 1.0))
+    config = replace(SHARED, shared_dim=10)
+    shuffled = np.random.default_rng(0).permutation(len(DATA))
+    wrong = replace_targets(DATA, shuffled[DATA.targets])
+    trained = {**linear_world, **good.state}
+    assert choose_linear(Moments(model_of(trained, config), wrong), trained, config, OTHERS).count == 0
+
+
+def replace_targets(data, targets):
+    other = videos(len(data), 1)
+    other.targets = targets
+    return other

@@ -1,0 +1,181 @@
+"""A linear model in closed form, which a refit joins to the models that it trains (`members`).
+
+On few videos a ridge regression from an expert's features to the mean of a video's captions finds what networks miss,
+and the mean of both models' scores is better than either. The sentences are whitened in part beforehand, which leads
+from a ridge regression towards a CCA. How far, how strong the ridge is, and how much the linear model counts, is
+chosen by the validation videos, which may leave it out.
+
+It has the form of a member: one layer a side, and gates that are 1/2 for everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.config import CEConfig
+from ..base.slices import slices
+from ..model.cenet import CEModel, meta_model
+from .data import VideoTensors
+from .members import Linear, can_join, join
+from .validation import evaluate_model
+
+WHITENINGS, RIDGES = (0.0, 0.25, 0.5), (3.0, 10.0, 30.0)
+"""What is chosen from: the power of sentences' inverse covariance, and the ridge relative to the mean variance."""
+
+COUNTS = (0.0, 0.5, 1.0, 2.0)
+"""How much the linear model counts beside the others together; 0 leaves it out."""
+
+TEXT_RIDGE = 0.3
+"""Added to the covariance of sentences before it is inverted, relative to the mean variance."""
+
+MOST_DIM = 4096
+"""With an expert of more features there is no linear model: its time grows with the third power."""
+
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class LinearChoice:
+    """What validation chose; see the module's constants."""
+
+    whitening: float
+    ridge: float
+    count: float
+
+
+@dataclass(frozen=True)
+class _Expert:
+    """Of the videos that have an expert: the features' mean (dim,), their covariance (dim, dim) and their
+    cross-covariance (dim, text_dim) with the mean of a video's captions."""
+
+    mean: Tensor
+    covariance: Tensor
+    cross: Tensor
+
+
+class Moments:
+    """Means and covariances of pooled features and sentences in float64, all that the closed forms take.
+
+    Args:
+        model: whose standardisation and pooling are used; both follow from the data alone where models can be joined.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: CEModel, data: VideoTensors) -> None:
+        dim, size = model.config.text.dim, len(data)
+        total, square = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
+        targets, captions = torch.zeros(size, dim).double(), torch.from_numpy(data.targets)
+        for rows in slices(len(captions), ROWS_AT_ONCE):
+            x = model.text_pooling(torch.from_numpy(np.asarray(data.tokens[rows], dtype=np.float32))).double()
+            total, square = total + x.sum(0), square + x.T @ x
+            targets.index_add_(0, captions[rows], x)
+        self.text_mean = total / len(captions)
+        self.text_covariance = square / len(captions) - self.text_mean.outer(self.text_mean)
+        targets = targets / captions.bincount(minlength=size)[:, None] - self.text_mean
+        self.experts = [self._expert(model, data, m, targets) for m in range(len(model.config.experts))]
+
+    def _expert(self, model: CEModel, data: VideoTensors, m: int, targets: Tensor) -> _Expert:
+        expert = model.config.experts[m]
+        there = data.available[:, m].nonzero().flatten()
+        dim = expert.pooled_dim
+        total, square = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
+        cross = torch.zeros(dim, targets.shape[1]).double()
+        for rows in there.split(ROWS_AT_ONCE):
+            x = data.features[expert.name][rows]
+            if model.config.standardise:
+                x = model.standardise._modules[expert.name](x)
+            x = (model.pooling._modules[expert.name](x) if expert.variable else x).double()
+            total, square, cross = total + x.sum(0), square + x.T @ x, cross + x.T @ targets[rows]
+        mean = total / len(there)
+        cross = cross / len(there) - mean.outer(targets[there].mean(0))
+        return _Expert(mean, square / len(there) - mean.outer(mean), cross)
+
+
+def can_be_linear(config: CEConfig) -> bool:
+    return can_join(config) and max(expert.pooled_dim for expert in config.experts) <= MOST_DIM
+
+
+def choose_linear(
+    moments: Moments, weights: Mapping[str, Tensor], config: CEConfig, validation: VideoTensors
+) -> LinearChoice:
+    """The choice that is best, text to video, on the validation videos.
+
+    Args:
+        moments: of the videos that are trained on.
+        weights: of a model that was trained on them, for which `can_join` is true.
+    """
+
+    def alone(choice: tuple[float, float]) -> float:
+        linear = fit_linear(moments, [weights], config, LinearChoice(*choice, 1.0))
+        alone = {**weights, **linear.state}
+        return _score(alone, replace(config, shared_dim=linear.dim), validation)
+
+    def together(count: float) -> float:
+        return _score(*join_linear(moments, [weights], config, LinearChoice(*best, count)), validation)
+
+    best = max(product(WHITENINGS, RIDGES), key=alone)
+    return LinearChoice(*best, max(COUNTS, key=together))
+
+
+def join_linear(
+    moments: Moments, members: list[Mapping[str, Tensor]], config: CEConfig, choice: LinearChoice
+) -> tuple[dict[str, Tensor], CEConfig]:
+    """Weights and config of the model that joins the members and the linear model, where it counts."""
+    if not choice.count:
+        return join(members, config)
+    return join(members, config, fit_linear(moments, members, config, choice))
+
+
+def fit_linear(moments: Moments, members: list[Mapping[str, Tensor]], config: CEConfig, choice: LinearChoice) -> Linear:
+    """The linear model, with vectors so long beside those of the members as it counts."""
+    covariance = moments.text_covariance
+    length = math.sqrt(choice.count * len(members))
+    strengths, basis = torch.linalg.eigh(_with_ridge(covariance, TEXT_RIDGE))
+    dim = min(config.shared_dim, len(strengths))
+    strengths, basis = strengths[-dim:], basis[:, -dim:]  # ascending: the directions that vary most
+    text = basis * strengths**-choice.whitening  # (text_dim, dim)
+    shapes = meta_model(replace(config, shared_dim=dim)).state_dict()
+    state = {name: torch.zeros(x.shape) for name, x in shapes.items() if name.startswith("ce.")}
+    for name, x in state.items():
+        if name.endswith((".batch_norm.weight", ".batch_norm.running_var")):
+            x.fill_(1)
+    for m, expert in enumerate(moments.experts):
+        video = torch.linalg.solve(_with_ridge(expert.covariance, choice.ridge), expert.cross @ text)
+        sides = {
+            f"ce.text_GU.{m}.fc": (text, moments.text_mean, covariance),
+            f"ce.video_dim_reduce.{m}.fc": (video, expert.mean, expert.covariance),
+        }
+        for name, (layer, mean, spread) in sides.items():
+            theirs = sum(_square_length(member, name, mean, spread) for member in members) / len(members)
+            own = ((spread @ layer) * layer).sum().clamp_min(torch.finfo(torch.float32).tiny)
+            scaled = layer.T * length * (theirs / own).sqrt()
+            state[f"{name}.weight"], state[f"{name}.bias"] = scaled.float(), -(scaled @ mean).float()
+    return Linear(state, dim, length)
+
+
+def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
+    variance = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return covariance + ridge * variance * torch.eye(len(covariance), dtype=covariance.dtype)
+
+
+def _square_length(weights: Mapping[str, Tensor], name: str, mean: Tensor, covariance: Tensor) -> Tensor:
+    """The mean square of the length of what a layer makes of vectors with this mean and covariance."""
+    layer, bias = weights[f"{name}.weight"].cpu().double(), weights[f"{name}.bias"].cpu().double()
+    return ((layer @ covariance) * layer).sum() + (layer @ mean + bias).square().sum()
+
+
+def _model(weights: Mapping[str, Tensor], config: CEConfig) -> CEModel:
+    model = meta_model(config)
+    model.load_state_dict({name: x.cpu() for name, x in weights.items()}, strict=False, assign=True)
+    return model.eval()
+
+
+def _score(weights: Mapping[str, Tensor], config: CEConfig, validation: VideoTensors) -> float:
+    return evaluate_model(_model(weights, config), validation).text_to_video.geometric_mean
