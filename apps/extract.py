@@ -114,12 +114,13 @@ def _tasks(files: Sequence[MediaFile], known: Iterable[str]) -> list[Task]:
     for clip in known:
         known_of.setdefault(file_of(clip), []).append(clip)
     tasks: list[dict[str, Any]] = []
-    size = TASK_BYTES
+    size = TASK_BYTES + 1  # full: the first file begins a task
     for file in files:
-        size += file.path.stat().st_size
+        added = file.path.stat().st_size if file.path.is_file() else 0  # it is gone, as its worker will tell
+        size += added
         if size > TASK_BYTES:
             tasks.append({"files": [], "known": []})
-            size = file.path.stat().st_size
+            size = added
         tasks[-1]["files"].append([str(file.path.absolute()), file.name, file.uri])
         tasks[-1]["known"] += known_of.get(file.name, [])
     return tasks

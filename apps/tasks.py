@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ Task = Mapping[str, Any]
 
 BLOCK_BYTES = 2**30
 """Ray cuts the results of a task into blocks of this size: one block a task, since tasks are smaller."""
+
+
+CONNECT_S = 10.0
+"""Seconds in which a machine that exists answers."""
 
 
 class Worker(Protocol):
@@ -156,12 +161,18 @@ def _connect(ray: Any, pool: Pool) -> None:
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     # Without an address Ray would join whatever cluster was started last on this machine.
     address = pool.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("local", "auto"):
+        _check_answers(address)
+    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+
+
+def _check_answers(address: str) -> None:
+    """Raise ConnectionError unless something listens at host:port, for which Ray would wait for minutes."""
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    except ValueError as error:  # Ray refuses settings of a new cluster where it connects to one
-        if address == "local":
-            raise
-        raise ConnectionError(f"ray: no cluster answers at {address}: {error}") from error
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConnectionError(f"ray: no cluster answers at {address}: {error}") from None
 
 
 def _actors(ray: Any, pool: Pool, tasks: int) -> int:

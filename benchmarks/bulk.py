@@ -6,7 +6,7 @@ Videos have four fixed experts of 1,024 numbers each; the model is pairwise CE o
 process. "Cores by themselves" are as many plain loops as there are actors, side by side, each over its share of the
 videos, writing a store of its own. Rates are those between the first shard of each actor or loop and the last one;
 "start included" is from the call to its end. Ends with one line of JSON, and with status 1 where rows or answers are
-not what they are to be. Takes some ten minutes on two cores, 12 GB of disk and 6 GB of memory.
+not what they are to be. Laid out for some ten minutes on two cores, 25 GB of disk and 8 GB of memory.
 """
 
 from __future__ import annotations

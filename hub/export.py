@@ -58,7 +58,8 @@ def export_onnx(
         dtype: "float16" halves the file, and costs a relative 5e-4 of each weight; float32 is computed either way.
 
     Raises:
-        ValueError: another suffix, an unknown dtype, or a form of the model that has no graph.
+        ValueError: another suffix, an unknown dtype, float16 for weights beyond its range, or a form of the model that
+            has no graph.
         FileNotFoundError: the folder does not exist.
         ImportError: without the package onnx, naming the extra that brings it.
     """

@@ -56,7 +56,10 @@ class Graph:
         """A matrix, in half precision where the graph keeps its matrices so; a runtime casts it once, when it loads."""
         if not self._half:
             return self.constant(x)
-        return self.add("Cast", self.constant(x.half()), to=self._onnx.TensorProto.FLOAT)
+        half = x.half()
+        if not half.isfinite().all():
+            raise ValueError(f"dtype: expected float32 for weights as large as {x.abs().max():g}, got float16")
+        return self.add("Cast", self.constant(half), to=self._onnx.TensorProto.FLOAT)
 
     def linear(self, x: str, weight: Tensor, bias: Tensor) -> str:
         """(rows, in) -> (rows, out)"""

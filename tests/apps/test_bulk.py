@@ -18,7 +18,7 @@ pytest.importorskip("lance")
 import pyarrow as pa
 
 from collaborative_experts import CollaborativeExperts, VideoIndex, read_features
-from collaborative_experts.apps import bulk
+from collaborative_experts.apps import bulk, tasks
 from collaborative_experts.apps.journal import Journal
 from collaborative_experts.apps.tasks import Pool, _connect, run_tasks
 from helpers import TRAINABLE, untrained, write_features
@@ -117,7 +117,7 @@ def test_a_failed_run_goes_on(folder, tmp_path, monkeypatch, expected):
 
 KILLED = """
 import sys
-from collaborative_experts.apps import bulk
+from collaborative_experts.apps import bulk, tasks
 bulk.SHARD_BYTES = int(sys.argv[4])
 bulk.bulk_embed(sys.argv[1], sys.argv[2], sys.argv[3], device="cpu")
 """
@@ -298,9 +298,17 @@ def test_a_cluster_of_others_is_not_joined(given, environment, address, monkeypa
         monkeypatch.setenv("RAY_ADDRESS", environment)
     else:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(tasks, "_check_answers", lambda address: None)
     calls = []
     _connect(SimpleNamespace(is_initialized=lambda: False, init=lambda **settings: calls.append(settings)), Pool(given))
     assert [call["address"] for call in calls] == [address]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nonsense", "localhost:99999999"])
+def test_a_cluster_that_does_not_answer(address):
+    ray = SimpleNamespace(is_initialized=lambda: False)
+    with pytest.raises(ConnectionError, match=f"^ray: no cluster answers at {address}: "):
+        _connect(ray, Pool(address))
 
 
 def test_errors_of_workers(cluster):

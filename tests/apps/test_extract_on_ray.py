@@ -58,3 +58,11 @@ def test_clips_that_are_known_are_not_made_again(media, tmp_path):
     file = MediaFile(media / name, name, "")
     task, *_ = _tasks([file], [fragment(name, 0, 1), fragment("a0.mp4", 0, 1)])
     assert task["known"] == [fragment(name, 0, 1)]
+
+
+def test_files_make_tasks_of_some_bytes(media, monkeypatch):
+    """A file that has gone since it was found stops nobody: its worker says so."""
+    files = [MediaFile(media / name, name, "") for name in ("gone.mp4", "a0.mp4", "bad.mp4", "a1.mp4")]
+    monkeypatch.setattr("collaborative_experts.apps.extract.TASK_BYTES", files[1].path.stat().st_size + 10)
+    names = [[name for _, name, _ in task["files"]] for task in _tasks(files, [])]
+    assert names == [["gone.mp4", "a0.mp4", "bad.mp4"], ["a1.mp4"]]

@@ -159,10 +159,13 @@ def test_what_the_file_says_of_itself(small_op, tmp_path):
     assert (metadata["side"], metadata["dtype"]) == ("both", "float32")
 
 
-def test_half_precision_halves_the_file(small_op, small_weights, tmp_path):
-    whole = small_op.save_model("onnx", tmp_path / "whole.onnx")
+@pytest.mark.parametrize("form", ["pairwise", "moee"])
+def test_half_precision_halves_the_file(form, save_cenet, tmp_path):
+    config = replace(SMALL, **FORMS[form])
+    op = CollaborativeExperts(config, save_cenet(cenet(config)), device="cpu")
+    whole = op.save_model("onnx", tmp_path / "whole.onnx")
     half = tmp_path / "half.onnx"
-    export_module.export_onnx(half, SMALL, small_op._open_weights(), small_op.identity, dtype="float16")
+    export_module.export_onnx(half, config, op._open_weights(), op.identity, dtype="float16")
     sizes = [
         sum(len(x.raw_data) for x in onnx.load(path).graph.initializer if len(x.dims) > 1) for path in (whole, half)
     ]
@@ -170,7 +173,11 @@ def test_half_precision_halves_the_file(small_op, small_weights, tmp_path):
     experts, _, text = random_inputs(SMALL, 8)
     available = np.ones((8, 4), bool)
     got = run_graph(session(half), experts=experts, available=available, tokens=text[:, 0])
-    assert 1e-6 < differences(got, small_op, experts, available, text[:, 0]) < 5e-3
+    assert 1e-6 < differences(got, op, experts, available, text[:, 0]) < 5e-3
+    weights = {name: x * 1e6 if x.dim() == 2 else x for name, x in op._open_weights().items()}
+    with pytest.raises(ValueError, match=r"dtype: expected float32 for weights as large as .*, got float16"):
+        export_module.export_onnx(tmp_path / "large.onnx", config, weights, op.identity, dtype="float16")
+    assert not (tmp_path / "large.onnx").exists()
 
 
 def test_large_models_keep_their_tensors_in_a_second_file(small_op, tmp_path, monkeypatch):
