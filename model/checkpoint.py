@@ -159,7 +159,7 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
         return tensor
     low, high = tensor.aminmax()  # NaN where there is one
     if not (low >= -LARGEST_WEIGHT and high <= LARGEST_WEIGHT):
-        raise ValueError(f"weights: {name}: expected finite values up to {LARGEST_WEIGHT:g}, got NaN, Inf or larger")
+        raise ValueError(f"weights: {name}: expected finite values, got NaN, Inf or beyond {LARGEST_WEIGHT:g}")
     if name.endswith("running_var") and low < 0:
         raise ValueError(f"weights: {name}: expected variances of at least 0, got {float(low):g}")
     return tensor
