@@ -147,13 +147,21 @@ def check_weights(
         )
 
 
-def check_finite(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, or ValueError where it holds NaN or Inf. Called where a tensor is read anyway: reading takes time.
+LARGEST_WEIGHT = 1e18
+"""Beyond it, squares overflow in float32. No training comes near."""
 
-    A finite sum proves that all values are finite. Large finite values may have an infinite one, so it proves nothing.
+
+def check_finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, or ValueError where it holds what cannot be computed with: NaN, Inf, a size that only damage makes,
+    or a variance below 0. Called where a tensor is read anyway: reading takes time.
     """
-    if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
-        raise ValueError(f"weights: {name}: expected finite values, got NaN or Inf")
+    if not tensor.is_floating_point() or not tensor.numel():
+        return tensor
+    low, high = tensor.aminmax()  # NaN where there is one
+    if not (low >= -LARGEST_WEIGHT and high <= LARGEST_WEIGHT):
+        raise ValueError(f"weights: {name}: expected finite values, got NaN, Inf or beyond {LARGEST_WEIGHT:g}")
+    if name.endswith("running_var") and low < 0:
+        raise ValueError(f"weights: {name}: expected variances of at least 0, got {float(low):g}")
     return tensor
 
 

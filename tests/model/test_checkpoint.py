@@ -156,7 +156,7 @@ def test_the_message_lists_every_kind_of_mismatch(state, tmp_path):
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e38])  # the last one's square is infinite
 @pytest.mark.parametrize("use_ce", ["pairwise", "triplet"])  # computed by the engine, and by CENet's modules
 def test_weights_that_are_no_numbers(value, use_ce, tmp_path):
     config = replace(SMALL, use_ce=use_ce)
@@ -165,9 +165,14 @@ def test_weights_that_are_no_numbers(value, use_ce, tmp_path):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"w\.pth: weights: ce\.moe_fc\.weight: expected finite values, got"):
         CollaborativeExperts(config, tmp_path / "w.pth", device="cpu")
-    state["ce.moe_fc.weight"][1, :3] = 3e38  # finite, though their sum is not
+    state["ce.moe_fc.weight"][1, 2] = 1e17
     torch.save(state, tmp_path / "w.pth")
     CollaborativeExperts(config, tmp_path / "w.pth", device="cpu")
+    name = next(name for name in state if name.endswith("running_var"))
+    state[name][0] = -1
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=rf"w\.pth: weights: {name}: expected variances of at least 0, got -1"):
+        CollaborativeExperts(config, tmp_path / "w.pth", device="cpu")
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path):
