@@ -47,7 +47,7 @@ def test_answers_of_a_search(tmp_path, monkeypatch):
         assert name in seen.text
         assert f"{score:.3f}" in seen.text
     clips = {(uri, *span) for uri, span in zip(found.uris[0], found.spans[0].tolist(), strict=True)}
-    assert page.count("data:image/jpeg") == len(clips) - 1  # each once; gone.mp4 is not there
+    assert page.count("data:image/jpeg") == len(clips) - 2  # each once; gone.mp4 is not there, broken.mp4 no film
     assert not re.search(r"https?://|<link|<img|url\((?!data:)", page)
 
 
