@@ -8,6 +8,9 @@ from pathlib import Path
 UNPACKED_BYTES, MOST_EXPANSION = 2**26, 200
 """More bytes than these are taken of a file only up to so many times its size. Real ones hardly shrink."""
 
+_LONGEST_END, _MANY = 22 + 0xFFFF, 0xFFFF
+"""Bytes of a zip archive's last record with the longest comment; the number that stands for more entries than fit."""
+
 
 def check_expansion(path: Path, size: int) -> None:
     """Raise ValueError where a file is to give `size` bytes, and that is far more than it holds."""
@@ -36,7 +39,3 @@ def _stated_entries(path: Path) -> int:
         file.seek(max(0, path.stat().st_size - _LONGEST_END))
         end = file.read()
     return int.from_bytes(end[end.rindex(b"PK\5\6") + 10 :][:2], "little")
-
-
-_LONGEST_END, _MANY = 22 + 0xFFFF, 0xFFFF
-"""Bytes of the last record with the longest comment; the number that stands for more entries than fit."""

@@ -163,6 +163,13 @@ def meta_model(config: CEConfig, modality: Modality = None) -> CEModel:
         return CEModel(config, modality)
 
 
+def model_of(weights: Mapping[str, Tensor], config: CEConfig, device: str | torch.device = "cpu") -> CEModel:
+    """The model with these weights, which it shares where they lie on the device, ready to embed."""
+    model = meta_model(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    return model.to(device).eval()
+
+
 class _LayersOnMeta(TorchFunctionMode):
     """Makes the layers' parameters on the meta device, and NetVLAD's small ones as zeros. `with torch.device("meta")`
     would do, but for the arithmetic around them PyTorch then imports its compiler, which takes a second."""

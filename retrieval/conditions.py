@@ -68,9 +68,8 @@ def _parts(where: str, grammar: re.Pattern[str]) -> Iterator[Part]:
         found = grammar.match(where, place)
         if found is None or where.startswith(("--", "/*"), place):
             raise ValueError(f"where: expected comparisons of columns, got {where[place : place + 20]!r} in it")
-        if found["text"] and re.match(
-            r"\w", where[place - 1 : place]
-        ):  # such as E'...', where a backslash hides a quote
+        is_prefixed = bool(re.match(r"\w", where[place - 1 : place]))  # as E'...', where a backslash hides a quote
+        if found["text"] and is_prefixed:
             raise ValueError(f"where: expected a space before {found['text'][:20]!r}")
         if found.lastgroup:
             yield Part("name" if found.lastgroup == "quoted" else found.lastgroup, found[0])

@@ -61,11 +61,11 @@ class EmbeddedIndex:
         memory: the most bytes of codes that are held; None holds all.
     """
 
+    takes_sql = True
+
     def __init__(self, uri: str, memory: int | None = None) -> None:
         self._store = VideoStore(uri)
         self._codes = HeldCodes(self._store, memory)
-
-    takes_sql = True
 
     @property
     def header(self) -> Header | None:

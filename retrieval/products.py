@@ -66,9 +66,7 @@ def onednn_product(values: Tensor, codes: Tensor) -> Tensor:
     """The second way."""
     if codes.shape[1] == 1:  # `torch._int_mm` is wrong for a single column (PyTorch 2.13)
         return float_product(values, codes)
-    if (
-        len(values) == 2
-    ):  # two products of a vector read the codes as fast as memory gives them, one of a matrix does not
+    if len(values) == 2:  # two products of a vector read the codes faster than one of a matrix
         return torch.cat([torch._int_mm(row, codes.T) for row in values.split(1)])
     return torch._int_mm(values, codes.T)
 

@@ -23,6 +23,18 @@ from collaborative_experts import (
 )
 from collaborative_experts.retrieval.similarity import similarity
 
+JOINABLE = CEConfig.from_dict(
+    {
+        "experts": {"motion": 12, "sound": {"dim": 6, "clusters": 1, "max_tokens": 4}},
+        "text": {"dim": 10, "clusters": 1, "ghost_clusters": 0},
+        "shared_dim": 256,
+        "use_ce": "",
+        "mimic_ce_dims": True,
+        "standardise": True,
+    }
+)
+"""Of a form whose models can be joined."""
+
 SMALL = CEConfig(
     experts=(
         ExpertConfig("audio", 128, clusters=2, max_tokens=5),
@@ -364,6 +376,17 @@ def tone(seconds, hz=440.0, rate=16_000, level=0.3):
 def flat_frames(levels, height=48, width=64):
     """(n, h, w, 3) uint8, each frame of one grey level."""
     return np.stack([np.full((height, width, 3), level, np.uint8) for level in levels])
+
+
+def check_best(index, text, scores, names, k):
+    """The result has the highest of the scores (texts, videos), apart from the order of those equal to 1e-6."""
+    found = index.search(text, k)
+    best = -np.sort(-scores, axis=1)[:, :k]
+    column = {name: i for i, name in enumerate(names)}
+    rows = np.array([[column[name] for name in one] for one in found.ids])
+    assert np.abs(np.take_along_axis(scores, rows, axis=1) - best).max() < 1e-6
+    assert np.abs(found.scores - best).max() < 1e-6
+    return found
 
 
 def check_answers(index, text, video, names, k):

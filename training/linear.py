@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig
 from ..base.slices import slices
-from ..model.cenet import CEModel, meta_model
+from ..model.cenet import CEModel, meta_model, model_of
 from .data import VideoTensors
 from .members import Linear, can_join, join
 from .validation import evaluate_model
@@ -114,8 +114,7 @@ def choose_linear(
 
     def alone(choice: tuple[float, float]) -> float:
         linear = fit_linear(moments, [weights], config, LinearChoice(*choice, 1.0))
-        alone = {**weights, **linear.state}
-        return _score(alone, replace(config, shared_dim=linear.dim), validation)
+        return _score({**weights, **linear.state}, replace(config, shared_dim=linear.dim), validation)
 
     def together(count: float) -> float:
         return _score(*join_linear(moments, [weights], config, LinearChoice(*best, count)), validation)
@@ -171,11 +170,5 @@ def _square_length(weights: Mapping[str, Tensor], name: str, mean: Tensor, covar
     return ((layer @ covariance) * layer).sum() + (layer @ mean + bias).square().sum()
 
 
-def _model(weights: Mapping[str, Tensor], config: CEConfig) -> CEModel:
-    model = meta_model(config)
-    model.load_state_dict({name: x.cpu() for name, x in weights.items()}, strict=False, assign=True)
-    return model.eval()
-
-
 def _score(weights: Mapping[str, Tensor], config: CEConfig, validation: VideoTensors) -> float:
-    return evaluate_model(_model(weights, config), validation).text_to_video.geometric_mean
+    return evaluate_model(model_of(weights, config), validation).text_to_video.geometric_mean

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig
 from ..base.dependencies import extra
-from ..model.cenet import CEModel, initial_state, meta_model
+from ..model.cenet import CEModel, initial_state, model_of
 from ..model.checkpoint import read_weights
 from ..retrieval.evaluation import Evaluation
 from .bank import choose_beta, make_bank
@@ -150,13 +150,13 @@ def _refit(
         linear = search["best"].get("linear")
         if linear and count > 1:
             made["linear"] = linear
-            moments = Moments(_model_of(members[0], config, torch.device("cpu")), data)
+            moments = Moments(model_of(members[0], config), data)
             joined, config = join_linear(moments, members, config, LinearChoice(**linear))
         else:
             joined, config = join(members, config)
         notes = weights_notes(config, settings, data, run.encoder, _row_of(search))
         run.folder.write_best(joined, config, notes | {"refit": made})
-        run.folder.write_bank(make_bank(_model_of(joined, config, fabric.device), data, search["best"]["beta"]))
+        run.folder.write_bank(make_bank(model_of(joined, config, fabric.device), data, search["best"]["beta"]))
     fabric.barrier()
 
 
@@ -168,12 +168,6 @@ def _member_count(config: CEConfig, settings: TrainingConfig, weights: Mapping[s
 def _row_of(search: Mapping[str, Any]) -> dict[str, float]:
     """The row of the best validation."""
     return next(row for row in search["history"] if row["step"] == search["best"]["step"])
-
-
-def _model_of(weights: Mapping[str, Tensor], config: CEConfig, device: torch.device) -> CEModel:
-    model = meta_model(config)
-    model.load_state_dict(weights, strict=False, assign=True)
-    return model.to(device).eval()
 
 
 def _read_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,7 +306,7 @@ class _Run:
 
     def _validate(self) -> Evaluation:
         """Figures of the averaged weights."""
-        return evaluate_model(_model_of(_copy(self.average), self.config, self.fabric.device), self.validation)
+        return evaluate_model(model_of(_copy(self.average), self.config, self.fabric.device), self.validation)
 
     def _note(self, row: dict[str, float]) -> None:
         """Add a row to the history, and keep the weights if they are the best so far."""
@@ -344,7 +338,7 @@ class _Run:
     def _write_bank(self) -> None:
         """Choose the beta of the query bank of the best weights, and write the bank."""
         weights = dict(read_weights(self.folder.path / BEST))
-        model = _model_of(weights, self.config, self.fabric.device)
+        model = model_of(weights, self.config, self.fabric.device)
         self.best["beta"] = choose_beta(model, self.data, self.validation)
         self.folder.write_bank(make_bank(model, self.data, self.best["beta"]))
 
@@ -352,11 +346,10 @@ class _Run:
         """Choose the linear model that is joined to so many members, and beta for both together."""
         if members == 1 or not can_be_linear(self.config):
             return
-        device = torch.device("cpu")
         weights = dict(read_weights(self.folder.path / BEST))
-        moments = Moments(_model_of(weights, self.config, device), self.data)
+        moments = Moments(model_of(weights, self.config), self.data)
         choice = choose_linear(moments, weights, self.config, self.validation)
-        model = _model_of(*join_linear(moments, [weights], self.config, choice), device)
+        model = model_of(*join_linear(moments, [weights], self.config, choice))
         self.best |= {"linear": asdict(choice), "beta": choose_beta(model, self.data, self.validation)}
 
     def _state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..model.cenet import meta_model
+from ..model.cenet import model_of
 from ..model.checkpoint import read_config, read_weights
 from ..retrieval.similarity import similarity
 from .data import CaptionedVideos, VideoTensors
@@ -36,10 +36,9 @@ def _scores(weights: Path, dataset: CaptionedVideos) -> np.ndarray:
     config = read_config(weights)
     if config is None:
         raise ValueError(f"{weights}: expected weights that training wrote, with their config")
-    model = meta_model(config)
-    model.load_state_dict(dict(read_weights(weights)), strict=False, assign=True)
+    model = model_of(dict(read_weights(weights)), config)
     videos = VideoTensors(dataset, config, "teacher")
-    text = embed_texts(model.eval(), videos, np.arange(len(dataset.tokens)))
+    text = embed_texts(model, videos, np.arange(len(dataset.tokens)))
     return torch.as_tensor(similarity(text, embed_videos(model, videos))).numpy()
 
 

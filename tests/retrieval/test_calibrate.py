@@ -10,7 +10,7 @@ pytest.importorskip("lance")
 
 from collaborative_experts import QueryBank, VideoIndex, similarity
 from collaborative_experts.retrieval import embedded, store
-from helpers import random_embeddings
+from helpers import check_best, random_embeddings
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 METHODS = ({"method": "qb", "beta": 30.0}, {"method": "nnn", "k": 3}, {"method": "qb-dynamic"})
@@ -31,15 +31,8 @@ def corrected_scores(text, video, bank):
 
 
 def check(index, text, video, bank, names=NAMES, k=10):
-    """The index gives the best by the definition, apart from the order of scores that are equal to 1e-6."""
-    scores = corrected_scores(text, video, bank)
-    result = index.search(text, k)
-    best = -np.sort(-scores, axis=1)[:, :k]
-    column = {name: i for i, name in enumerate(names)}
-    rows = np.array([[column[name] for name in found] for found in result.ids])
-    assert np.abs(np.take_along_axis(scores, rows, axis=1) - best).max() < 1e-6
-    assert np.abs(result.scores - best).max() < 1e-6
-    return result
+    """The index gives the best by the definition."""
+    return check_best(index, text, corrected_scores(text, video, bank), names, k)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ pytest.importorskip("milvus_lite")
 from collaborative_experts import ModelIdentity, QueryBank, VideoEmbeddings, VideoIndex, similarity
 from collaborative_experts.retrieval import index as index_module
 from collaborative_experts.retrieval import milvus
-from helpers import check_answers, random_embeddings
+from helpers import check_answers, check_best, random_embeddings
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 
@@ -121,18 +121,6 @@ def corrected(text, video, bank):
     return similarity(text, video).astype(np.float64) - bank.biases(video)
 
 
-def check_corrected(index, text, video, bank, names, k):
-    """The index gives the best by the definition over the full matrix, apart from the order of equal scores."""
-    scores = corrected(text, video, bank)
-    found = index.search(text, k)
-    best = -np.sort(-scores, axis=1)[:, :k]
-    column = {name: i for i, name in enumerate(names)}
-    rows = np.array([[column[name] for name in one] for one in found.ids])
-    assert np.abs(np.take_along_axis(scores, rows, axis=1) - best).max() < 1e-6
-    assert np.abs(found.scores - best).max() < 1e-6
-    return found
-
-
 @pytest.mark.parametrize("settings", [{}, {"beta": 2.0}, {"method": "nnn", "k": 3}], ids=str)
 def test_query_banks(empty, settings):
     """For videos that are added before and after, on any number of requests, and by other clients."""
@@ -145,10 +133,10 @@ def test_query_banks(empty, settings):
     empty.add(NAMES[30:], video[30:])
     plain = similarity(text, video).argsort(axis=1)[:, ::-1][:, :10]
     for k in (1, 10, 100):
-        found = check_corrected(empty, text, video, bank, NAMES, k)
+        found = check_best(empty, text, corrected(text, video, bank), NAMES, k)
     assert found.ids[:, :10].tolist() != NAMES[plain].tolist()
     with VideoIndex(empty.uri, collection=empty._backend.collection) as again:
-        check_corrected(again, text, video, bank, NAMES, 5)
+        check_best(again, text, corrected(text, video, bank), NAMES, 5)
         assert empty.search_like(NAMES[0], 3).scores.max() <= 1  # not corrected
         among = again.search(text, 3, ids=NAMES[:20]).ids
         assert among.tolist() == NAMES[corrected(text, video[:20], bank).argsort(axis=1)[:, ::-1][:, :3]].tolist()

@@ -6,23 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from collaborative_experts import CaptionedVideos, CEConfig, Features
-from collaborative_experts.model.cenet import initial_state, meta_model
+from collaborative_experts import CaptionedVideos, Features
+from collaborative_experts.model.cenet import initial_state, model_of
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.linear import LinearChoice, Moments, choose_linear, fit_linear, join_linear
 from collaborative_experts.training.losses import batch_scores
 from collaborative_experts.training.objective import fixed_parameters
+from helpers import JOINABLE
 
-SHARED = CEConfig.from_dict(
-    {
-        "experts": {"motion": 12, "sound": {"dim": 6, "clusters": 1, "max_tokens": 4}},
-        "text": {"dim": 10, "clusters": 1, "ghost_clusters": 0},
-        "shared_dim": 16,
-        "use_ce": "",
-        "mimic_ce_dims": True,
-        "standardise": True,
-    }
-)
+SHARED = replace(JOINABLE, shared_dim=16)
 
 
 def videos(size, seed):
@@ -42,12 +34,6 @@ def videos(size, seed):
 
 
 DATA, OTHERS = videos(60, 1), videos(40, 2)
-
-
-def model_of(state, config):
-    model = meta_model(config)
-    model.load_state_dict(state, strict=False, assign=True)
-    return model.eval()
 
 
 def initial(seed):

@@ -7,28 +7,18 @@ import pytest
 import torch
 
 from collaborative_experts import CEConfig
-from collaborative_experts.model.cenet import initial_state, meta_model
+from collaborative_experts.model.cenet import initial_state, model_of
 from collaborative_experts.training.losses import batch_scores
 from collaborative_experts.training.members import can_join, join
 from collaborative_experts.training.objective import fixed_parameters
-
-CONFIG = CEConfig.from_dict(
-    {
-        "experts": {"motion": 12, "sound": {"dim": 6, "clusters": 1, "max_tokens": 4}},
-        "text": {"dim": 10, "clusters": 1, "ghost_clusters": 0},
-        "shared_dim": 256,
-        "use_ce": "",
-        "mimic_ce_dims": True,
-        "standardise": True,
-    }
-)
+from helpers import JOINABLE
 
 
 def member(seed):
-    state = initial_state(CONFIG, seed=seed)
+    state = initial_state(JOINABLE, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for name, x in state.items():
-        if name in fixed_parameters(CONFIG):
+        if name in fixed_parameters(JOINABLE):
             x.zero_()
         elif name.endswith("running_mean"):
             x.normal_(0, 0.1, generator=generator)
@@ -38,8 +28,7 @@ def member(seed):
 
 
 def scores(state, config):
-    model = meta_model(config)
-    model.load_state_dict(state, strict=False, assign=True)
+    model = model_of(state, config)
     generator = torch.Generator().manual_seed(9)
     available = torch.rand(30, 2, generator=generator) < 0.7
     features = {
@@ -53,24 +42,24 @@ def scores(state, config):
 
 
 def test_one_model_joined_with_itself_is_the_same():
-    joined, config = join([member(0)] * 3, CONFIG)
-    assert config == replace(CONFIG, shared_dim=768)
-    np.testing.assert_allclose(scores(joined, config), scores(member(0), CONFIG), atol=1e-6)
+    joined, config = join([member(0)] * 3, JOINABLE)
+    assert config == replace(JOINABLE, shared_dim=768)
+    np.testing.assert_allclose(scores(joined, config), scores(member(0), JOINABLE), atol=1e-6)
 
 
 def test_scores_are_close_to_the_mean_of_the_members():
     members = [member(seed) for seed in range(3)]
-    mean = np.mean([scores(state, CONFIG) for state in members], axis=0)
-    joined = scores(*join(members, CONFIG))
+    mean = np.mean([scores(state, JOINABLE) for state in members], axis=0)
+    joined = scores(*join(members, JOINABLE))
     assert np.abs(joined - mean).max() < 0.2 * np.abs(mean).max()
-    others = [scores(state, CONFIG) for state in members]
+    others = [scores(state, JOINABLE) for state in members]
     assert np.abs(joined - mean).max() < 0.3 * min(np.abs(other - mean).max() for other in others)
 
 
 def test_a_single_member_stays_as_it_is():
     state = member(0)
-    joined, config = join([state], CONFIG)
-    assert config == CONFIG
+    joined, config = join([state], JOINABLE)
+    assert config == JOINABLE
     assert all(joined[name] is x for name, x in state.items())
 
 
@@ -86,4 +75,4 @@ def test_a_single_member_stays_as_it_is():
     ],
 )
 def test_what_can_be_joined(change, expected):
-    assert can_join(CEConfig.from_dict(CONFIG.to_dict() | change)) == expected
+    assert can_join(CEConfig.from_dict(JOINABLE.to_dict() | change)) == expected
