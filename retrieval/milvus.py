@@ -54,6 +54,10 @@ SPARE_HITS = 8
 SINGLE_PRECISION = 1e-5
 """Milvus may order scores that are nearer than this otherwise than the exact score does."""
 
+PING_EVERY_MS = 300_000
+"""How often an idle connection is asked whether it lives: a gRPC server hangs up on a client that asks more often than
+every five minutes, unless it was told otherwise. Milvus was, Milvus Lite was not."""
+
 IDS_OF_A_QUERY = 512
 
 READ_AT_ONCE = 1000
@@ -405,7 +409,7 @@ def connect(uri: str) -> Any:
     logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that we report
     logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)  # Milvus Lite has no snapshots to iterate on
     try:
-        return milvus.MilvusClient(uri)
+        return milvus.MilvusClient(uri, dedicated=True, grpc_options={"grpc.keepalive_time_ms": PING_EVERY_MS})
     except milvus.MilvusException as error:
         raise ConnectionError(f"{uri}: no Milvus server answers: {error.message}") from None
 
