@@ -27,6 +27,7 @@ from .exact_search import (
     Chunk,
     Queries,
     Scored,
+    Scores,
     Vectors,
     best_of,
     scan,
@@ -192,20 +193,19 @@ class Snapshot:
             return None
         return live_addresses(self.dataset, fragment) & _PLACE
 
-    def scored(self, queries: Queries, allowed: np.ndarray | None) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """For each piece its addresses, scores and bounds as `scan` takes them; `allowed` (n,) are all that count."""
-        for piece in self._pieces():
-            scores, errors = piece.chunk.score(queries)
-            if piece.bias is not None:
-                scores.addr_(queries.corrected, piece.bias, alpha=-1)
-                errors.add_(ROUNDING * piece.bias.abs().amax())
-            left_out = piece.deleted
-            if allowed is not None:
-                not_allowed = ~_contains(allowed, piece.addresses)
-                left_out = not_allowed if left_out is None else left_out | not_allowed
-            if left_out is not None:
-                scores.masked_fill_(torch.from_numpy(left_out), -torch.inf)
-            yield piece.addresses, scores, errors
+    def _scores(self, piece: Piece, queries: Queries, allowed: np.ndarray | None) -> Scores:
+        """Of a piece, in which the videos at `allowed` (n,) are all that count."""
+        scores, errors = piece.chunk.score(queries)
+        if piece.bias is not None:
+            scores.addr_(queries.corrected, piece.bias, alpha=-1)
+            errors.add_(ROUNDING * piece.bias.abs().amax())
+        left_out = piece.deleted
+        if allowed is not None:
+            not_allowed = ~_contains(allowed, piece.addresses)
+            left_out = not_allowed if left_out is None else left_out | not_allowed
+        if left_out is not None:
+            scores.masked_fill_(torch.from_numpy(left_out), -torch.inf)
+        return piece.addresses, scores, errors
 
     def _pieces(self) -> Iterator[Piece]:
         if not self.streamed:
@@ -266,7 +266,7 @@ class Snapshot:
             text = np.repeat(np.arange(len(queries)), len(allowed))
             pairs = _unscored(text, np.tile(allowed, len(queries)))
             return best_of(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
-        candidates = scan(self.scored(queries, allowed), len(queries), k)
+        candidates = scan(lambda piece: self._scores(piece, queries, allowed), self._pieces(), len(queries), k)
         return select(
             candidates, queries, k, dims, self._vectors, lambda addresses: self.store.read_fine(self.rows(addresses))
         )

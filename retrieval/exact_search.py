@@ -27,15 +27,16 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
+from ..base.linear import INT8_STEPS, INT8_ZERO, Int8Rows, int8_rows
 from ..base.slices import slices
-from .products import Product, halves, scaled_product
+from ..base.threads import in_order
+from .products import product_with
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -45,6 +46,9 @@ FINE_STEPS = 254
 
 CHUNK = 8192
 """Videos of one product: enough to be efficient, few enough for scores of 64 texts to stay in the cache and small."""
+
+TEXTS = 8
+"""Texts compared with a chunk at once: enough to be efficient, few enough for the products to stay in the cache."""
 
 QUANTISE_ROWS = 512
 """Vectors quantised at once, so that they stay in the cache."""
@@ -115,7 +119,7 @@ class Queries:
     Attributes:
         weights: (T, M) float32.
         embeddings: M arrays (T, D) float32.
-        values: M arrays (2 T, D) int8, the texts in 14 bits as a `Product` takes them.
+        values: M arrays (T, 2, D) int8, the texts in 14 bits: a coarse row, and a fine one that counts 1/126 as much.
         factors: (M, T, 1) float32, by which an expert's products are multiplied.
         lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
         corrected: (T,) float32, 1 where the videos' biases are subtracted from the scores, else 0.
@@ -125,8 +129,8 @@ class Queries:
         self.weights, self.embeddings = weights, list(embeddings)
         self.corrected = torch.ones(len(weights))
         rows = [int8_rows(x) for x in self.embeddings]
-        self.values = [x.values[: 2 * len(weights)].to(torch.int8) - INT8_ZERO for x in rows]
-        self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2)
+        self.values = [_coarse_and_fine(x, len(weights)) for x in rows]
+        self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2) / INT8_STEPS
         self.lengths = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in self.embeddings], dim=1)
         self.errors = torch.stack([_query_error(x, y) for x, y in zip(embeddings, self.values, strict=True)], dim=1)
 
@@ -140,10 +144,15 @@ class Queries:
         return other
 
 
+def _coarse_and_fine(rows: Int8Rows, texts: int) -> Tensor:
+    """(T, 2, D) int8."""
+    return (rows.values[: 2 * texts].to(torch.int8) - INT8_ZERO).unflatten(0, (2, texts)).transpose(0, 1).contiguous()
+
+
 def _query_error(x: Tensor, values: Tensor) -> Tensor:
     """(T,): at least the length of what the 14 bits of `values` leave of x."""
     largest = x.abs().amax(1, keepdim=True).clamp_min(1e-12).double()
-    coarse, fine = halves(values.double())
+    coarse, fine = values.double().unbind(1)
     given = (coarse + fine / (2 * INT8_STEPS)) * (largest / INT8_STEPS)
     return (torch.linalg.vector_norm(x - given, dim=1) * (1 + 1e-5)).float() + 1e-7 * largest[:, 0].float()
 
@@ -168,27 +177,35 @@ class Chunk:
         self.size = len(codes)
         lengths = np.where(available, residual, 0)
         self._bounds = torch.from_numpy(np.concatenate([lengths.T, available.T], dtype=np.float32))  # (2 M, n)
-        self._present = self._bounds[len(dims) :]
-        self._products: list[Product | None] = []
-        reach = []
-        for m, columns in enumerate(_blocks(dims)):
-            part, steps = (torch.from_numpy(x) for x in (codes[:, columns].copy(), scale[:, m] * available[:, m]))
-            self._products.append(scaled_product(part, steps) if available[:, m].any() else None)
-            reach.append(STEPS * dims[m] ** 0.5 * float(steps.max()) if len(steps) else 0.0)
-        self.reach = torch.tensor(reach, dtype=torch.float32)
+        self._experts = np.flatnonzero(available.any(0)).tolist()
+        blocks = _blocks(dims)
+        self._multiply = [product_with(torch.from_numpy(codes[:, blocks[m]].copy())) for m in self._experts]
+        steps = torch.from_numpy((scale * available).T)
+        self._steps = steps[self._experts].unsqueeze(1)  # (experts that occur, 1, n)
+        self.reach = STEPS * torch.tensor(dims).sqrt() * (steps.amax(1) if self.size else 0)
 
     def score(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """Scores and the bounds on their errors, (T, n) float32 each; both 0 where the weights used sum to 0."""
-        size, weights = len(queries), queries.weights
-        scores = torch.zeros(size, self.size)
-        for product, values, factor in zip(self._products, queries.values, queries.factors, strict=True):
-            if product is not None:
-                scores.addcmul_(product(values), factor)
-        error = torch.cat([weights * queries.lengths, weights * queries.errors * self.reach], dim=1) @ self._bounds
-        total = weights @ self._present
+        texts, weights = len(queries), queries.weights
+        scores = torch.zeros(texts, self.size)
+        if self._experts:
+            for rows in slices(texts, TEXTS):
+                torch.sum(self._shares(queries, rows), 0, out=scores[rows])
+        factors = torch.cat([weights * queries.lengths, weights * queries.errors * self.reach], dim=1)
+        used = torch.cat([torch.zeros_like(weights), weights], dim=1)
+        # In double precision, for PyTorch may be told to round factors in single precision to bfloat16.
+        error, total = (torch.cat([factors, used]).double() @ self._bounds.double()).float().split(texts)
         total.masked_fill_(total == 0, 1)
         largest = (queries.lengths * self.reach).amax(1, keepdim=True)
-        return scores.div_(total), torch.addcdiv(ROUNDING * largest, error, total, out=error)
+        return scores.div_(total), torch.addcdiv(ROUNDING * largest, error, total)
+
+    def _shares(self, queries: Queries, texts: slice) -> Tensor:
+        """(M', T, n) float32, what each of the experts that occur adds to the sum."""
+        rows = [queries.values[m][texts].flatten(0, 1) for m in self._experts]
+        whole = torch.stack([multiply(x) for multiply, x in zip(self._multiply, rows, strict=True)]).float()
+        coarse, fine = whole.unflatten(1, (-1, 2)).unbind(2)
+        shares = coarse.add_(fine, alpha=0.5 / INT8_STEPS).mul_(self._steps)
+        return shares.mul_(queries.factors[self._experts, texts])
 
 
 @dataclass(frozen=True)
@@ -237,35 +254,44 @@ class Candidates(Columns):
         return self[self.score.astype(np.float64) + self.error >= limit[self.text]]
 
 
-def scan(scored: Iterable[tuple[np.ndarray, Tensor, Tensor]], texts: int, k: int) -> Candidates:
+Item = TypeVar("Item")
+
+Scores = tuple[np.ndarray, Tensor, Tensor]
+"""The row addresses (n,) int64 of videos, their scores (T, n) float32, and the bounds (T, n) float32 on the scores'
+errors. A score of minus infinity leaves a video out."""
+
+
+def scan(score: Callable[[Item], Scores], items: Iterable[Item], texts: int, k: int) -> Candidates:
     """The pairs whose upper bound reaches the k-th highest lower bound of their text.
 
     Args:
-        scored: for each chunk the row addresses (n,) int64 of its videos, their scores (T, n) and error bounds (T, n).
-            A score of minus infinity leaves a video out.
+        score: called on several threads.
+        items: each of which has `Scores` of videos of its own.
     """
     highest = torch.full((texts, k), -torch.inf)  # of the lower bounds
+
+    def leading(item: Item) -> tuple[Candidates, Tensor]:
+        return _leading(score(item), highest)  # as high as they are by then
+
     parts = [Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float32, np.float32)))]
-    for addresses, scores, errors in scored:
-        undecided = bool((highest[:, -1] == -torch.inf).any())
-        if undecided:
-            highest = torch.cat([highest, scores - errors], dim=1).topk(k).values
-        least = highest[:, -1:].clamp_min(torch.finfo(torch.float32).min)  # above the minus infinity of those left out
-        text, column = (scores + errors >= least).nonzero().unbind(1)
-        score, error = scores[text, column], errors[text, column]
-        if not undecided and len(text):
-            highest = torch.cat([highest, _padded(score - error, text, texts)], dim=1).topk(k).values
-        parts.append(Candidates(text.numpy(), addresses[column.numpy()], score.numpy(), error.numpy()))
+    for candidates, lower in in_order(leading, items):
+        parts.append(candidates)
+        highest = torch.cat([highest, lower], dim=1).topk(k).values
     return Candidates.concatenate(parts).reaching(highest[:, -1].double().numpy())
 
 
-def _padded(values: Tensor, text: Tensor, texts: int) -> Tensor:
-    """(P,) values of ascending texts as a matrix (T, most of one text), filled up with minus infinity."""
-    counts = torch.bincount(text, minlength=texts)
-    column = torch.arange(len(text)) - (counts.cumsum(0) - counts)[text]
-    matrix = values.new_full((texts, int(counts.max())), -torch.inf)
-    matrix[text, column] = values
-    return matrix
+def _leading(scores: Scores, highest: Tensor) -> tuple[Candidates, Tensor]:
+    """The pairs that may belong to the answer, given k lower bounds (T, k) of other videos, and the highest lower
+    bounds of these ones, at most k a text."""
+    addresses, score, error = scores
+    k = highest.shape[1]
+    lower = (score - error).topk(min(k, len(addresses))).values
+    least = highest[:, -1:].clamp_min(torch.finfo(torch.float32).min)  # above the minus infinity of those left out
+    if len(addresses) >= k:
+        least = torch.maximum(least, lower[:, -1:])
+    text, column = (score + error >= least).nonzero().unbind(1)
+    bounds = (x[text, column].numpy() for x in (score, error))
+    return Candidates(text.numpy(), addresses[column.numpy()], *bounds), lower
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Inner products of texts in 14 bits with codes in 8 bits, in whole numbers.
+"""Inner products of texts with codes in 8 bits, in whole numbers.
 
-A text is two rows of 7 bits (`Int8Rows`), so that its product is that of the first row plus 1/126 of the second's.
-Codes are multiplied as they lie in memory: they are compared as soon as they are read, and held once. Processors differ
-in which library does that fastest, by a factor of 20 (oneDNN without VNNI runs a reference code), so the ways are timed
-when they are first needed, and the fastest is taken that gives the exact whole numbers:
+Codes are compared as soon as they are read, and held once, in the order in which the product reads them. Processors
+differ in which library multiplies fastest, by a factor of 20 (oneDNN without VNNI runs a reference code), so the ways
+are timed when the first codes are held, and the fastest is taken that gives the exact whole numbers:
 
 1. NumKong's, with kernels for each processor.
 2. oneDNN's, through PyTorch.
@@ -17,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,76 +24,77 @@ from torch import Tensor
 
 from ..base.linear import INT8_STEPS
 
-Product = Callable[[Tensor], Tensor]
-"""(2 T, D) int8, the texts' coarse rows before their fine ones -> (T, n) float32, the inner products of
-(coarse + fine / 126) / 63 with the scaled codes."""
+Multiply = Callable[[Tensor], Tensor]
+"""(R, D) int8, R above 0 -> (R, n), the inner products with the codes in whole numbers, of any type. The rows are of 7
+bits: processors without VNNI may add the products of two neighbours in 16 bits."""
 
-Way = Callable[[Tensor, Tensor], Tensor]
-"""(2 T, D) and (n, D) int8, T and n above 0 -> (2 T, n), their inner products in whole numbers, of any type."""
+Way = Callable[[Tensor], Multiply]
+"""Holds codes (n, D) int8, n above 0."""
 
-TRIAL_ROWS, TRIAL_DIM = 512, 512
-"""Size of the codes that the ways are timed with: a few milliseconds in all."""
+TRIAL_ROWS, TRIAL_DIM = 2048, 512
+"""Size of the codes that the ways are timed with: some milliseconds in all, unless a way is slow."""
+
+TRIAL_TEXTS = (1, 16)
+"""A way is as fast as it is with so many texts, one after the other: most searches are for one or a few."""
 
 TRIALS = 3
 """Times that each way is tried; the shortest counts."""
 
 
-def scaled_product(codes: Tensor, scale: Tensor) -> Product:
-    """Products of texts with the codes (n, D) int8 of one expert, scaled by (n,) float32. Holds `codes` itself."""
-    by = scale / INT8_STEPS
-
-    def product(values: Tensor) -> Tensor:
-        if not len(values) or not len(codes):
-            return torch.zeros(len(values) // 2, len(codes))
-        coarse, fine = halves(_fastest(len(values) == 2)(values, codes))
-        return coarse.float().add_(fine, alpha=0.5 / INT8_STEPS).mul_(by)
-
-    return product
+def product_with(codes: Tensor) -> Multiply:
+    """The fastest exact product with the codes (n, D) int8, n above 0. May hold `codes` itself."""
+    return _fastest()(codes)
 
 
-def numkong_product(values: Tensor, codes: Tensor) -> Tensor:
-    """The first way. The texts are packed: they are fewer. Its threads wait for each other by spinning: where other
-    programs take their cores, each product of one text, a third of a millisecond, would last as long as a time slice.
-    """
+def numkong_product(codes: Tensor) -> Multiply:
+    """The first way, on the calling thread alone. NumKong's threads wait for each other by spinning: where other
+    programs take their cores, each product would last as long as a time slice."""
     import numkong  # where it is not installed, this way is not taken
 
-    packed, threads = numkong.dots_pack(values.numpy()), 1 if len(values) == 2 else torch.get_num_threads()
-    products = numkong.dots_packed(codes.numpy(), packed, threads=threads)  # type: ignore[call-arg]
-    return torch.from_numpy(np.asarray(products)).T
+    packed: Any = numkong.dots_pack(codes.numpy())
+
+    def multiply(values: Tensor) -> Tensor:
+        products = numkong.dots_packed(values.numpy(), packed, threads=1)  # type: ignore[call-arg]
+        return torch.from_numpy(np.asarray(products))
+
+    return multiply
 
 
-def onednn_product(values: Tensor, codes: Tensor) -> Tensor:
+def onednn_product(codes: Tensor) -> Multiply:
     """The second way."""
     if codes.shape[1] == 1:  # `torch._int_mm` is wrong for a single column (PyTorch 2.13)
-        return float_product(values, codes)
-    if len(values) == 2:  # two products of a vector read the codes faster than one of a matrix
-        return torch.cat([torch._int_mm(row, codes.T) for row in values.split(1)])
-    return torch._int_mm(values, codes.T)
+        return float_product(codes)
+
+    def multiply(values: Tensor) -> Tensor:
+        if len(values) == 2:  # two products of a vector read the codes faster than one of a matrix
+            return torch.cat([torch._int_mm(row, codes.T) for row in values.split(1)])
+        return torch._int_mm(values, codes.T)
+
+    return multiply
 
 
-def float_product(values: Tensor, codes: Tensor) -> Tensor:
+def float_product(codes: Tensor) -> Multiply:
     """The third way, exact up to 2^24."""
-    return values.float() @ codes.float().T
-
-
-def halves(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The coarse rows and the fine ones, (T, ...) each."""
-    texts = len(rows) // 2
-    return rows[:texts], rows[texts:]
+    return lambda values: values.float() @ codes.float().T
 
 
 @cache
-def _fastest(one_text: bool) -> Way:
-    """The fastest way for one text, or for many."""
+def _fastest() -> Way:
     exact = [way for way in (numkong_product, onednn_product) if is_exact(way)]
-    values = torch.ones(2 if one_text else 64, TRIAL_DIM, dtype=torch.int8)
-    codes = torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8)
-    return min(exact, key=lambda way: min(_seconds(way, values, codes) for _ in range(TRIALS)), default=float_product)
+    return exact[0] if len(exact) == 1 else min(exact, key=_seconds, default=float_product)
 
 
-def _seconds(way: Way, values: Tensor, codes: Tensor) -> float:
+def _seconds(way: Way) -> float:
+    """How long the products last once the codes are held."""
+    multiply = way(torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8))
+    texts = [torch.ones(2 * count, TRIAL_DIM, dtype=torch.int8) for count in TRIAL_TEXTS]
+    return min(_seconds_once(multiply, texts) for _ in range(TRIALS))
+
+
+def _seconds_once(multiply: Multiply, texts: list[Tensor]) -> float:
     start = time.perf_counter()
-    way(values, codes)
+    for values in texts:
+        multiply(values)
     return time.perf_counter() - start
 
 
@@ -102,7 +103,7 @@ def is_exact(way: Way) -> bool:
     largest = torch.full((4, 256), INT8_STEPS, dtype=torch.int8)
     codes = torch.full((8, 256), 127, dtype=torch.int8)
     try:
-        products = [way(largest[:rows], sign * codes) for rows in (2, 4) for sign in (1, -1)]
+        products = [way(sign * codes)(largest[:rows]) for rows in (2, 4) for sign in (1, -1)]
     except (ImportError, RuntimeError, AttributeError):
         return False
     return all(bool((x.abs() == 256 * 127 * INT8_STEPS).all()) for x in products)

@@ -79,13 +79,12 @@ def test_selects_what_float64_would(fine_bytes, given_collection, k, copies):
     codes = quantise(joint, dims)
     queries = queries_of(weights, embeddings)
 
-    def scored():
-        for start in range(0, n, 16):
-            rows = slice(start, start + 16)
-            chunk = Chunk(codes.coarse[rows], codes.scale[rows], codes.residual[rows], available[rows], dims)
-            scores, errors = chunk.score(queries)
-            errors = errors + exact_search.ROUNDING * float(np.abs(bias).max())
-            yield np.arange(n)[rows], scores - torch.from_numpy(bias[rows]).float(), errors
+    def score(start):
+        rows = slice(start, start + 16)
+        chunk = Chunk(codes.coarse[rows], codes.scale[rows], codes.residual[rows], available[rows], dims)
+        scores, errors = chunk.score(queries)
+        errors = errors + exact_search.ROUNDING * float(np.abs(bias).max())
+        return np.arange(n)[rows], scores - torch.from_numpy(bias[rows]).float(), errors
 
     def vectors(addresses):
         return Vectors(addresses, ids[addresses], joint[addresses], available[addresses], bias[addresses])
@@ -96,7 +95,7 @@ def test_selects_what_float64_would(fine_bytes, given_collection, k, copies):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "FINE_BYTES", fine_bytes)
-        found = select(scan(scored(), len(weights), k), queries, k, dims, vectors, fine)
+        found = select(scan(score, range(0, n, 16), len(weights), k), queries, k, dims, vectors, fine)
     truth = exact_scores(weights, embeddings, joint, available, dims) - bias
     for text, answers in enumerate(found):
         assert len(answers) == min(k, n)
