@@ -35,6 +35,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(threads + 1)
 
     def begin() -> None:
+        torch.get_num_threads()  # a thread that asks for the first time takes the number of all others
         torch.set_num_threads(1)
         ready.wait()
 

@@ -22,12 +22,13 @@ from ..base.slices import slices
 from .arrays import as_tensor
 from .exact_search import (
     CHUNK,
+    CHUNK_BYTES,
     ROUNDING,
     Candidates,
     Chunk,
+    ChunkScores,
     Queries,
     Scored,
-    Scores,
     Vectors,
     best_of,
     scan,
@@ -193,26 +194,31 @@ class Snapshot:
             return None
         return live_addresses(self.dataset, fragment) & _PLACE
 
-    def _scores(self, piece: Piece, queries: Queries, allowed: np.ndarray | None) -> Scores:
+    def _scores(self, piece: Piece, queries: Queries, allowed: np.ndarray | None) -> ChunkScores:
         """Of a piece, in which the videos at `allowed` (n,) are all that count."""
-        scores, errors = piece.chunk.score(queries)
+        chunk, scores, rounding = piece.chunk, piece.chunk.score(queries), 0.0
         if piece.bias is not None:
             scores.addr_(queries.corrected, piece.bias, alpha=-1)
-            errors.add_(ROUNDING * piece.bias.abs().amax())
+            rounding = ROUNDING * float(piece.bias.abs().amax())
         left_out = piece.deleted
         if allowed is not None:
             not_allowed = ~_contains(allowed, piece.addresses)
             left_out = not_allowed if left_out is None else left_out | not_allowed
         if left_out is not None:
             scores.masked_fill_(torch.from_numpy(left_out), -torch.inf)
-        return piece.addresses, scores, errors
+        return ChunkScores(
+            piece.addresses,
+            scores,
+            chunk.largest_error(queries) + rounding,
+            lambda text, video: chunk.errors(queries, text, video) + rounding,
+        )
 
     def _pieces(self) -> Iterator[Piece]:
         if not self.streamed:
             yield from self.pieces
             return
         dims = list(self.store.stated.dims.values())
-        for rows in _in_chunks(self.store.read_codes(self.dataset)):
+        for rows in _in_chunks(self.store.read_codes(self.dataset), videos_of_a_chunk(dims)):
             yield _piece(rows, dims)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
@@ -344,24 +350,29 @@ class HeldCodes:
             last = pieces.pop()
             added = chain([snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]], added)
         tail = None
-        for rows in _in_chunks(added):
+        size = videos_of_a_chunk(dims)
+        for rows in _in_chunks(added, size):
             pieces.append(_piece(rows, dims))
-            tail = CodeRows.concatenate([rows]) if len(rows) < CHUNK else None
+            tail = CodeRows.concatenate([rows]) if len(rows) < size else None
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
 
 
-def _in_chunks(parts: Iterable[CodeRows]) -> Iterator[CodeRows]:
-    """The same rows, `CHUNK` at a time, and what is left; all in the same memory, so that each is read before the
-    next is asked for."""
+def videos_of_a_chunk(dims: Sequence[int]) -> int:
+    return min(CHUNK, max(FEW_VIDEOS, CHUNK_BYTES // sum(dims)))
+
+
+def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
+    """The same rows, `size` at a time, and what is left; all in the same memory, so that each is read before the next
+    is asked for."""
     chunk: CodeRows | None = None
     filled = 0
     for part in parts:
-        chunk = chunk or part.empty(CHUNK)
+        chunk = chunk or part.empty(size)
         while len(part):
-            taken = part[: CHUNK - filled]
+            taken = part[: size - filled]
             chunk.write(filled, taken)
             part, filled = part[len(taken) :], filled + len(taken)
-            if filled == CHUNK:
+            if filled == size:
                 yield chunk
                 filled = 0
     if chunk is not None and filled:

@@ -9,7 +9,8 @@ video's availability, t_m and v_m the embeddings of expert m, and t_m = t'_m + q
 
 by the inequality of Cauchy and Schwarz, so that the score proper lies in s - e .. s + e. A search has three steps.
 
-1. Scan: of all videos those stay for which s + e reaches the k-th highest s - e.
+1. Scan: of all videos those stay for which s + e reaches the k-th highest s - e. Most are left out by the largest e of
+   their chunk, a mean that is at most its largest term, so that e is computed for few.
 2. Refine: the k best of them are scored from their float32 vectors in float64. The k-th of these scores is a limit
    that the answer cannot fall below. Where many videos still reach it, their fine codes (the same again for r) are
    read and give bounds that are some 250 times as narrow.
@@ -33,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.linear import INT8_STEPS, INT8_ZERO, Int8Rows, int8_rows
+from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
 from ..base.threads import in_order
 from .products import product_with
@@ -44,11 +45,15 @@ STEPS = 127
 FINE_STEPS = 254
 """Fine codes count in this fraction of a coarse step, so that half a step is 127 of them."""
 
-CHUNK = 8192
-"""Videos of one product: enough to be efficient, few enough for scores of 64 texts to stay in the cache and small."""
+CHUNK = 16_384
+"""The most videos that are compared at once: enough for the products to outweigh what each chunk costs, few enough for
+the scores of 64 texts to stay small."""
 
-TEXTS = 8
-"""Texts compared with a chunk at once: enough to be efficient, few enough for the products to stay in the cache."""
+CHUNK_BYTES = 2**25
+"""The most bytes of codes that are compared at once, so that each core has some chunks, and a new one is made soon."""
+
+PART = 2**18
+"""Scores that are added up at once, so that they stay in the cache."""
 
 QUANTISE_ROWS = 512
 """Vectors quantised at once, so that they stay in the cache."""
@@ -119,7 +124,7 @@ class Queries:
     Attributes:
         weights: (T, M) float32.
         embeddings: M arrays (T, D) float32.
-        values: M arrays (T, 2, D) int8, the texts in 14 bits: a coarse row, and a fine one that counts 1/126 as much.
+        values: M arrays (2 T, D) int8, the texts in 14 bits: the coarse rows, and the fine ones, which count 1/126.
         factors: (M, T, 1) float32, by which an expert's products are multiplied.
         lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
         corrected: (T,) float32, 1 where the videos' biases are subtracted from the scores, else 0.
@@ -129,7 +134,7 @@ class Queries:
         self.weights, self.embeddings = weights, list(embeddings)
         self.corrected = torch.ones(len(weights))
         rows = [int8_rows(x) for x in self.embeddings]
-        self.values = [_coarse_and_fine(x, len(weights)) for x in rows]
+        self.values = [x.values[: 2 * len(weights)].to(torch.int8) - INT8_ZERO for x in rows]
         self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2) / INT8_STEPS
         self.lengths = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in self.embeddings], dim=1)
         self.errors = torch.stack([_query_error(x, y) for x, y in zip(embeddings, self.values, strict=True)], dim=1)
@@ -144,15 +149,10 @@ class Queries:
         return other
 
 
-def _coarse_and_fine(rows: Int8Rows, texts: int) -> Tensor:
-    """(T, 2, D) int8."""
-    return (rows.values[: 2 * texts].to(torch.int8) - INT8_ZERO).unflatten(0, (2, texts)).transpose(0, 1).contiguous()
-
-
 def _query_error(x: Tensor, values: Tensor) -> Tensor:
     """(T,): at least the length of what the 14 bits of `values` leave of x."""
     largest = x.abs().amax(1, keepdim=True).clamp_min(1e-12).double()
-    coarse, fine = values.double().unbind(1)
+    coarse, fine = values.double().split(len(x))
     given = (coarse + fine / (2 * INT8_STEPS)) * (largest / INT8_STEPS)
     return (torch.linalg.vector_norm(x - given, dim=1) * (1 + 1e-5)).float() + 1e-7 * largest[:, 0].float()
 
@@ -175,37 +175,68 @@ class Chunk:
         self, codes: np.ndarray, scale: np.ndarray, residual: np.ndarray, available: np.ndarray, dims: Sequence[int]
     ) -> None:
         self.size = len(codes)
-        lengths = np.where(available, residual, 0)
-        self._bounds = torch.from_numpy(np.concatenate([lengths.T, available.T], dtype=np.float32))  # (2 M, n)
+        self._residual = torch.from_numpy(np.where(available, residual, np.float32(0)))
+        self._largest_residual = _largest(self._residual)
+        patterns, pattern = _patterns(available)
+        self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
         self._experts = np.flatnonzero(available.any(0)).tolist()
-        blocks = _blocks(dims)
-        self._multiply = [product_with(torch.from_numpy(codes[:, blocks[m]].copy())) for m in self._experts]
-        steps = torch.from_numpy((scale * available).T)
-        self._steps = steps[self._experts].unsqueeze(1)  # (experts that occur, 1, n)
-        self.reach = STEPS * torch.tensor(dims).sqrt() * (steps.amax(1) if self.size else 0)
+        blocks = [codes[:, columns] for columns in _blocks(dims)]
+        self._multiply = list(in_order(lambda m: product_with(torch.from_numpy(blocks[m].copy())), self._experts))
+        steps = torch.from_numpy((scale * available).T.copy())
+        self._steps = list(steps[self._experts])
+        self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(steps.T)
 
-    def score(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """Scores and the bounds on their errors, (T, n) float32 each; both 0 where the weights used sum to 0."""
-        texts, weights = len(queries), queries.weights
+    def score(self, queries: Queries) -> Tensor:
+        """(T, n) float32; 0 where the weights used sum to 0."""
+        texts, totals = len(queries), self._totals(queries).float()
         scores = torch.zeros(texts, self.size)
-        if self._experts:
-            for rows in slices(texts, TEXTS):
-                torch.sum(self._shares(queries, rows), 0, out=scores[rows])
-        factors = torch.cat([weights * queries.lengths, weights * queries.errors * self.reach], dim=1)
-        used = torch.cat([torch.zeros_like(weights), weights], dim=1)
-        # In double precision, for PyTorch may be told to round factors in single precision to bfloat16.
-        error, total = (torch.cat([factors, used]).double() @ self._bounds.double()).float().split(texts)
-        total.masked_fill_(total == 0, 1)
-        largest = (queries.lengths * self.reach).amax(1, keepdim=True)
-        return scores.div_(total), torch.addcdiv(ROUNDING * largest, error, total)
+        parts = list(slices(texts, max(1, PART // max(1, self.size))))
+        for m, multiply, steps in zip(self._experts, self._multiply, self._steps, strict=True):
+            coarse, fine = multiply(queries.values[m]).split(max(1, texts))
+            for rows in parts:
+                whole = coarse[rows].float().add_(fine[rows], alpha=0.5 / INT8_STEPS)
+                scores[rows].addcmul_(whole.mul_(queries.factors[m, rows]), steps)
+        for rows in parts:
+            scores[rows].div_(totals[rows, self._pattern])
+        return scores
 
-    def _shares(self, queries: Queries, texts: slice) -> Tensor:
-        """(M', T, n) float32, what each of the experts that occur adds to the sum."""
-        rows = [queries.values[m][texts].flatten(0, 1) for m in self._experts]
-        whole = torch.stack([multiply(x) for multiply, x in zip(self._multiply, rows, strict=True)]).float()
-        coarse, fine = whole.unflatten(1, (-1, 2)).unbind(2)
-        shares = coarse.add_(fine, alpha=0.5 / INT8_STEPS).mul_(self._steps)
-        return shares.mul_(queries.factors[self._experts, texts])
+    def largest_error(self, queries: Queries) -> Tensor:
+        """(T, 1) float32, at least the error of any score."""
+        of_experts = queries.lengths * self._largest_residual + queries.errors * self.reach
+        return of_experts.amax(1, keepdim=True) + self._rounding(queries)[:, None]
+
+    def errors(self, queries: Queries, text: Tensor, video: Tensor) -> Tensor:
+        """(P,) float32, the bounds on the errors of the scores at these places."""
+        pattern = self._pattern[video]
+        used = queries.weights[text] * self._patterns[pattern]
+        of_experts = queries.lengths[text] * self._residual[video] + (queries.errors * self.reach)[text]
+        mean = (used * of_experts).sum(1) / self._totals(queries)[text, pattern]
+        return mean.float() + self._rounding(queries)[text]
+
+    def _totals(self, queries: Queries) -> Tensor:
+        """(T, patterns) float64, the sum of the weights that a text has for the experts of a pattern; 1 where it is 0.
+        In double precision, for PyTorch may be told to round factors in single precision to bfloat16."""
+        totals = queries.weights.double() @ self._patterns.T
+        return totals.masked_fill_(totals == 0, 1)
+
+    def _rounding(self, queries: Queries) -> Tensor:
+        return ROUNDING * (queries.lengths * self.reach).amax(1)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """(M,): the largest of each column of (n, M); 0 where there are no rows."""
+    return x.amax(0) if len(x) else x.new_zeros(x.shape[1])
+
+
+def _patterns(available: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different rows of (n, M) bool, and the number (n,) of each row among them."""
+    keys = np.zeros(len(available), dtype=np.int64)
+    for column in available.T:
+        if len(keys) and keys.max() >= 2**62:
+            keys = np.unique(keys, return_inverse=True)[1]
+        keys = 2 * keys + column
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    return available[first], number
 
 
 @dataclass(frozen=True)
@@ -256,17 +287,30 @@ class Candidates(Columns):
 
 Item = TypeVar("Item")
 
-Scores = tuple[np.ndarray, Tensor, Tensor]
-"""The row addresses (n,) int64 of videos, their scores (T, n) float32, and the bounds (T, n) float32 on the scores'
-errors. A score of minus infinity leaves a video out."""
+
+@dataclass(frozen=True)
+class ChunkScores:
+    """Scores of n videos.
+
+    Attributes:
+        addresses: (n,) int64, the videos' row addresses.
+        scores: (T, n) float32; minus infinity leaves a video out.
+        largest_error: (T, 1) float32, at least the error of any score.
+        errors: the bounds (P,) on the errors of some scores, from the numbers (P,) of their texts and videos.
+    """
+
+    addresses: np.ndarray
+    scores: Tensor
+    largest_error: Tensor
+    errors: Callable[[Tensor, Tensor], Tensor]
 
 
-def scan(score: Callable[[Item], Scores], items: Iterable[Item], texts: int, k: int) -> Candidates:
+def scan(score: Callable[[Item], ChunkScores], items: Iterable[Item], texts: int, k: int) -> Candidates:
     """The pairs whose upper bound reaches the k-th highest lower bound of their text.
 
     Args:
         score: called on several threads.
-        items: each of which has `Scores` of videos of its own.
+        items: each has videos of its own.
     """
     highest = torch.full((texts, k), -torch.inf)  # of the lower bounds
 
@@ -280,18 +324,17 @@ def scan(score: Callable[[Item], Scores], items: Iterable[Item], texts: int, k: 
     return Candidates.concatenate(parts).reaching(highest[:, -1].double().numpy())
 
 
-def _leading(scores: Scores, highest: Tensor) -> tuple[Candidates, Tensor]:
-    """The pairs that may belong to the answer, given k lower bounds (T, k) of other videos, and the highest lower
-    bounds of these ones, at most k a text."""
-    addresses, score, error = scores
+def _leading(chunk: ChunkScores, highest: Tensor) -> tuple[Candidates, Tensor]:
+    """The pairs that may belong to the answer, given k lower bounds (T, k) of other videos, and the lower bounds of the
+    videos of the highest scores here, at most k a text."""
     k = highest.shape[1]
-    lower = (score - error).topk(min(k, len(addresses))).values
+    lower = chunk.scores.topk(min(k, len(chunk.addresses))).values - chunk.largest_error
     least = highest[:, -1:].clamp_min(torch.finfo(torch.float32).min)  # above the minus infinity of those left out
-    if len(addresses) >= k:
+    if 0 < k == lower.shape[1]:
         least = torch.maximum(least, lower[:, -1:])
-    text, column = (score + error >= least).nonzero().unbind(1)
-    bounds = (x[text, column].numpy() for x in (score, error))
-    return Candidates(text.numpy(), addresses[column.numpy()], *bounds), lower
+    text, video = (chunk.scores >= least - chunk.largest_error).nonzero().unbind(1)
+    score, error = chunk.scores[text, video], chunk.errors(text, video)
+    return Candidates(text.numpy(), chunk.addresses[video.numpy()], score.numpy(), error.numpy()), lower
 
 
 @dataclass(frozen=True)
@@ -391,12 +434,12 @@ def _refined(pairs: Candidates, queries: Queries, chunks: Iterable[tuple[np.ndar
     score, error = pairs.score.astype(np.float64), np.full(len(pairs), np.inf)
     for addresses, chunk in chunks:
         mine = np.flatnonzero(np.isin(pairs.video, addresses))
-        text, column = pairs.text[mine], np.searchsorted(addresses, pairs.video[mine])
-        added, left = chunk.score(queries)
-        score[mine] += added.numpy()[text, column]
+        text = torch.from_numpy(pairs.text[mine])
+        video = torch.from_numpy(np.searchsorted(addresses, pairs.video[mine]))
+        score[mine] += chunk.score(queries)[text, video].numpy()
         # What 14 bits of the text leave of the coarse codes' products: a mean of the experts' is at most the largest.
         of_coarse = (queries.errors + ROUNDING * queries.lengths) * chunk.reach * FINE_STEPS
-        error[mine] = left.numpy()[text, column] + of_coarse.amax(1).numpy()[text]
+        error[mine] = (chunk.errors(queries, text, video) + of_coarse.amax(1)[text]).numpy()
     return Candidates(pairs.text, pairs.video, score, error)
 
 

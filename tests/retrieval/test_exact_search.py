@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collaborative_experts.retrieval import exact_search
-from collaborative_experts.retrieval.exact_search import Chunk, Queries, Vectors, quantise, scan, select
+from collaborative_experts.retrieval.exact_search import Chunk, ChunkScores, Queries, Vectors, quantise, scan, select
 
 
 def collection(texts, videos, dims, missing, scale, seed):
@@ -45,6 +45,12 @@ collections = st.tuples(
 )
 
 
+def errors_of(chunk, queries):
+    """(T, n) float64, of all pairs."""
+    text, video = torch.meshgrid(torch.arange(len(queries)), torch.arange(chunk.size), indexing="ij")
+    return chunk.errors(queries, text.flatten(), video.flatten()).double().numpy().reshape(len(queries), chunk.size)
+
+
 @given(collections)
 @settings(max_examples=150, deadline=None)
 def test_bounds_hold(given_collection):
@@ -53,8 +59,10 @@ def test_bounds_hold(given_collection):
     truth = exact_scores(weights, embeddings, joint, available, dims)
     codes = quantise(joint, dims)
     chunk = Chunk(codes.coarse, codes.scale, codes.residual, available, dims)
-    scores, errors = (x.double().numpy() for x in chunk.score(queries_of(weights, embeddings)))
+    queries = queries_of(weights, embeddings)
+    scores, errors = chunk.score(queries).double().numpy(), errors_of(chunk, queries)
     assert (np.abs(scores - truth) <= errors).all()
+    assert (errors <= chunk.largest_error(queries).numpy() * (1 + 1e-6)).all()
     coarse = codes.coarse * np.repeat(codes.scale.astype(np.float64), dims, axis=1)
     fine = codes.fine * np.repeat(codes.scale / np.float64(exact_search.FINE_STEPS), dims, axis=1)
     for m, (start, stop) in enumerate(pairwise(np.cumsum([0, *dims]))):
@@ -82,9 +90,13 @@ def test_selects_what_float64_would(fine_bytes, given_collection, k, copies):
     def score(start):
         rows = slice(start, start + 16)
         chunk = Chunk(codes.coarse[rows], codes.scale[rows], codes.residual[rows], available[rows], dims)
-        scores, errors = chunk.score(queries)
-        errors = errors + exact_search.ROUNDING * float(np.abs(bias).max())
-        return np.arange(n)[rows], scores - torch.from_numpy(bias[rows]).float(), errors
+        rounding = exact_search.ROUNDING * float(np.abs(bias).max())
+        return ChunkScores(
+            np.arange(n)[rows],
+            chunk.score(queries) - torch.from_numpy(bias[rows]).float(),
+            chunk.largest_error(queries) + rounding,
+            lambda text, video: chunk.errors(queries, text, video) + rounding,
+        )
 
     def vectors(addresses):
         return Vectors(addresses, ids[addresses], joint[addresses], available[addresses], bias[addresses])
@@ -116,10 +128,9 @@ def test_zeros_and_tiny_weights():
     available[:3, 0], joint[:3, :4] = False, 0
     joint[0] = 0
     codes = quantise(joint, dims)
-    scores, errors = Chunk(codes.coarse, codes.scale, codes.residual, available, dims).score(
-        queries_of(weights, embeddings)
-    )
+    chunk, queries = Chunk(codes.coarse, codes.scale, codes.residual, available, dims), queries_of(weights, embeddings)
+    scores, errors = chunk.score(queries), errors_of(chunk, queries)
     truth = exact_scores(weights, embeddings, joint, available, dims)
     assert scores[0, :3].tolist() == [0, 0, 0]
     assert bool(scores.isfinite().all())
-    assert (np.abs(scores.numpy() - truth) <= errors.numpy() + 1e-7).all()
+    assert (np.abs(scores.numpy() - truth) <= errors + 1e-7).all()
