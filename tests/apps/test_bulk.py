@@ -3,9 +3,6 @@
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,34 +109,6 @@ def test_a_failed_run_goes_on(folder, tmp_path, monkeypatch, expected):
     report = embed(folder, to)
     assert sum(map(len, calls)) == VIDEOS - 2  # each video once
     assert (report.added, len(report.errors)) == (VIDEOS - 2, 1)
-    assert rows(to).equals(expected)
-
-
-KILLED = """
-import sys
-from collaborative_experts.apps import bulk, tasks
-bulk.SHARD_BYTES = int(sys.argv[4])
-bulk.bulk_embed(sys.argv[1], sys.argv[2], sys.argv[3], device="cpu")
-"""
-
-
-def test_killed_at_any_time(folder, tmp_path, expected):
-    """SIGKILL as soon as some more shards are there, until a run comes to its end."""
-    to = tmp_path / "videos.lance"
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, folder / "features", folder / "w.safetensors", to]
-    journal, killed = to / "_embed" / "journal.jsonl", 0
-    while True:
-        with subprocess.Popen([*map(str, command), str(bulk.SHARD_BYTES)], stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None:
-                if killed < 3 and journal.exists() and len(journal.read_text().splitlines()) > 1 + 2 * killed:
-                    process.kill()
-                    killed += 1
-                    break
-                time.sleep(0.002)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    assert killed
     assert rows(to).equals(expected)
 
 
