@@ -1,6 +1,5 @@
 """Embedding in bulk: what one undisturbed process stores is stored whatever is killed."""
 
-import logging
 import os
 import signal
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from collaborative_experts.apps.journal import Journal
 from collaborative_experts.apps.tasks import Pool, _connect, run_tasks
 from helpers import TRAINABLE, untrained, write_features
 
-VIDEOS = 120
+VIDEOS = 96
 SHARD = 16
 
 
@@ -190,21 +189,6 @@ def test_pool_refuses(settings, error):
 # --- Ray ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two machines of one core each, one of which also runs the driver."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # as the package sets it
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 def actor_processes(cluster):
     """Process ids of the cluster's actors of Ray Data."""
     raylets = {entry.process.pid for node in cluster.list_all_nodes() for entry in node.all_processes["raylet"]}
@@ -238,23 +222,6 @@ def test_a_killed_actor_and_a_killed_machine(folder, tmp_path, cluster, monkeypa
     assert (report.added, report.without_experts, len(report.errors)) == (VIDEOS - 2, 1, 1)
     assert len(killed) > 3
     assert rows(to).equals(expected)
-
-
-def test_settings_of_ray_are_the_callers(cluster, monkeypatch):
-    """A shard is one block, however small the caller's blocks are, and the caller's stay as they are."""
-    from ray.data import DataContext
-
-    def make():
-        return lambda task: iter([pa.table({"x": np.arange(task["rows"])})])
-
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    monkeypatch.setattr(context, "target_max_block_size", 1000)
-    monkeypatch.setattr(context, "enable_progress_bars", True)
-    level = logger.level
-    assert [len(table) for table in run_tasks(make, [{"rows": 5000}], Pool(actors=1))] == [5000]
-    assert DataContext.get_current() is context
-    assert (context.target_max_block_size, context.enable_progress_bars) == (1000, True)
-    assert logger.level == level
 
 
 @pytest.mark.parametrize(
