@@ -66,8 +66,9 @@ class BulkReport:
         if self.without_experts:
             lines.append(f"{self.without_experts:,} videos without any expert were left out")
         if self.errors:
-            where = _errors_path(self.to)
-            lines.append(f"{len(self.errors):,} videos cannot be read{f', listed in {where}' if where else ''}:")
+            here = _here(self.to)
+            listed = f", listed in {errors_path(here)}" if here else ""
+            lines.append(f"{len(self.errors):,} videos cannot be read{listed}:")
             lines += [f"  {video}: {reason}" for video, reason in self.errors[:10]]
             if len(self.errors) > 10:
                 lines.append(f"  and {len(self.errors) - 10:,} more")
@@ -105,10 +106,11 @@ def bulk_embed(
         RuntimeError: a worker raised, or reads other videos than this process does.
     """
     make_worker = partial(EmbeddingWorker, features, weights, device, dtype)
-    report, errors_file = BulkReport(str(to)), _errors_path(to)
+    report, here = BulkReport(str(to)), _here(to)
     with closing(make_worker()) as worker:  # it says what there is to do, and does it where there is no pool
         shards = _shards(len(worker.ids), worker.dim)
-        journal = Journal(_journal_path(to), [_facts(features), str(weights), worker.model.weights, dtype, shards])
+        work = [_facts(features), str(weights), worker.model.weights, dtype, shards]
+        journal = Journal(here and here / "_embed" / "journal.jsonl", work)
         for entry in journal.finished.values():
             report.count(entry)
         waiting = [shard for shard in shards if shard["shard"] not in journal.finished]
@@ -124,15 +126,15 @@ def bulk_embed(
             if report.added:
                 index.note_weights(weights)
                 _calibrate(index, Path(weights), worker.model)
-    if errors_file is not None:
-        write_errors(errors_file, ["id", "reason"], report.errors)
+    if here is not None:
+        write_errors(errors_path(here), ["id", "reason"], report.errors)
     journal.remove()
     return report
 
 
-def _errors_path(to: str | Path) -> Path | None:
-    """The file that lists what cannot be read, beside an index of this machine."""
-    return None if "://" in str(to) else errors_path(Path(to))
+def _here(to: str | Path) -> Path | None:
+    """The path of an index of this machine, where a journal and a list of errors can be kept; None for others."""
+    return None if "://" in str(to) else Path(to)
 
 
 # --- workers ------------------------------------------------------------------------------------------------
@@ -290,10 +292,6 @@ def _calibrate(index: VideoIndex, weights: Path, model: ModelIdentity) -> None:
     bank = bank_beside(weights, model)
     if bank is not None:
         index.calibrate(bank.text, bank.method, bank.beta)
-
-
-def _journal_path(to: str | Path) -> Path | None:
-    return None if "://" in str(to) else Path(to, "_embed", "journal.jsonl")
 
 
 def _facts(features: Files) -> list[Any]:

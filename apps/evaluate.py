@@ -30,6 +30,8 @@ def evaluate_run(
     weights: str | Path | None = None,
     changes: Sequence[str] = (),
     folder: str | Path | None = None,
+    page: str | Path | None = None,
+    queries: int = QUERIES,
 ) -> dict[str, Evaluation]:
     """Evaluate the run's best weights, or others, on its test split; also written as `evaluation.json`.
 
@@ -37,6 +39,8 @@ def evaluate_run(
 
     Args:
         changes, folder: as for `Run.read`.
+        page: an HTML file of captions, the worst first; None writes none.
+        queries: captions of that page.
 
     Raises:
         ValueError: the weights were trained with another sentence encoder than the run's, or on other experts.
@@ -48,7 +52,8 @@ def evaluate_run(
     trained_with = read_notes(weights).get("encoder")
     if trained_with is not None:
         check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
-    found = ablate(op, run.dataset(run.test or TEST, op.config), bank_beside(weights, op.identity))
+    dataset = run.dataset(run.test or TEST, op.config)
+    found = ablate(op, dataset, bank_beside(weights, op.identity))
     teachers = [teacher for teacher in run.teacher_runs() if (teacher.folder / BEST).is_file()]
     if teachers and len(teachers) == len(run.teachers):
         found |= evaluate_ensemble(teachers)
@@ -57,6 +62,8 @@ def evaluate_run(
         temporary.write_text(json.dumps(_plain(found), indent=2))
     if weights == run.folder / BEST:
         write_card(run.folder)
+    if page is not None:
+        write_report(report_run(f"Evaluation of {Path(path).name}", run, op, dataset, found, queries), page)
     return found
 
 
@@ -70,13 +77,14 @@ def ablate(op: CollaborativeExperts, dataset: CaptionedVideos, bank: QueryBank |
     text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
     features, names = dataset.features, op.config.expert_names
 
-    def with_experts(kept: Sequence[str], bank: QueryBank | None = None) -> Evaluation:
+    def with_experts(kept: Sequence[str]) -> Evaluation:
         ind = {name: flag * (name in kept) for name, flag in features.ind.items()}
-        return evaluate(text, op.encode_video(features.experts, ind), dataset.targets, bank=bank)
+        return evaluate(text, op.encode_video(features.experts, ind), dataset.targets)
 
-    found = {"all experts": with_experts(names)}
+    video = op.encode_video(features.experts, features.ind)
+    found = {"all experts": evaluate(text, video, dataset.targets)}
     if bank is not None:
-        found["all, with bank"] = with_experts(names, bank)
+        found["all, with bank"] = evaluate(text, video, dataset.targets, bank=bank)
     if len(names) > 1:
         found |= {f"only {name}": with_experts([name]) for name in names}
         found |= {f"without {name}": with_experts([other for other in names if other != name]) for name in names}
@@ -139,10 +147,6 @@ def run_command(options: argparse.Namespace) -> int:
     """Run the command, print the table, and return the exit status."""
     if options.queries < 1:
         raise ValueError(f"--queries: expected 1 or more, got {options.queries}")
-    found = evaluate_run(options.run, options.weights, options.set, options.folder)
-    if options.html:
-        run = Run.read(options.run, options.set, options.folder)
-        name = f"Evaluation of {options.run.name}"
-        write_report(report_run(name, run, options.weights, found, options.queries), options.html)
+    found = evaluate_run(options.run, options.weights, options.set, options.folder, options.html, options.queries)
     print(json.dumps(_plain(found)) if options.json else table(found))
     return 0

@@ -60,7 +60,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Report:
-    """What a page shows. `figures` is a table, its first row and column being names."""
+    """The content of a page. `figures` is a table, its first row and column being names."""
 
     title: str
     experts: Sequence[str]

@@ -18,7 +18,7 @@ from ..retrieval.evaluation import Evaluation
 from ..retrieval.explain import explain
 from ..retrieval.similarity import similarity
 from ..training.captions import keep_videos_with_features, read_captions
-from ..training.run_folder import BEST
+from ..training.data import CaptionedVideos
 from .report import Answer, Query, Report
 from .run_file import TEST, Run
 
@@ -30,23 +30,24 @@ ROWS = 256
 
 
 def report_run(
-    name: str, run: Run, weights: str | Path | None, found: Mapping[str, Evaluation], count: int = QUERIES
+    name: str,
+    run: Run,
+    op: CollaborativeExperts,
+    dataset: CaptionedVideos,
+    found: Mapping[str, Evaluation],
+    count: int = QUERIES,
 ) -> Report:
-    """What `evaluate` shows of a run: its figures and `count` captions.
+    """The report of an evaluation: the figures and `count` captions of the test videos.
 
     Half of the captions are those whose videos have the worst ranks; the others lie evenly over all ranks. The video
     that a caption describes is marked, and added below the best ones where it is not among them.
 
     Args:
         name: the title.
-        weights: as `evaluate_run` takes them.
-        found: its result.
+        dataset: the run's test split.
+        found: the result of `evaluate_run`.
     """
-    op = CollaborativeExperts(weights_path=weights or run.folder / BEST)
-    split = run.test or TEST
-    dataset = run.dataset(split, op.config)
-    captions = read_captions(run.captions, split)
-    _, captions, targets = keep_videos_with_features(dataset.features, captions)
+    _, captions, targets = keep_videos_with_features(dataset.features, read_captions(run.captions, run.test or TEST))
     text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
     video = op.encode_video(dataset.features.experts, dataset.features.ind)
     ranks = find_ranks(text, video, targets)
@@ -66,7 +67,7 @@ def _clips(features: Files) -> dict[str, ClipFacts]:
 
 
 class Rows:
-    """What is known of the videos by their rows: ids, clips and a caption of each."""
+    """The videos by their rows: ids, clips and a caption of each."""
 
     def __init__(self, ids: Sequence[str], clips: Mapping[str, ClipFacts], caption_of: Mapping[str, str]) -> None:
         self.ids, self._clips, self._caption_of = ids, clips, caption_of

@@ -47,7 +47,7 @@ TEXT = {"clusters": 1, "ghost_clusters": 0, "max_tokens": 37}
 """One cluster is the mean of the words: on small sets of sentence encoders' words no more was better."""
 
 MODEL = {"use_ce": "", "mimic_ce_dims": True, "shared_dim": 512}
-"""What was best on validation videos of small data sets, see benchmarks/NOTES.md; `shared_dim` is of each member."""
+"""The best of validation videos of small data sets, see benchmarks/NOTES.md; `shared_dim` is of each member."""
 
 SEQUENCE = {"clusters": 1}
 """One cluster is the mean of the tokens. Models with more cannot be joined to one (`training.members`)."""
@@ -71,7 +71,7 @@ _TYPES = {
     "model": (dict,),
     "training": (dict,),
 }
-"""What TOML may give for each key of a run file."""
+"""Types that TOML may give for each key of a run file."""
 
 _WORDS = {str: "text", list: "a list", dict: "a table", int: "a number", float: "a fraction"}
 

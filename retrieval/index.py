@@ -295,8 +295,8 @@ class VideoIndex:
             )
         self._check_query(k, None, where)
         single = isinstance(videos, str | int | np.integer)
-        stored = self.read(videos)
         names = _check_ids([videos] if isinstance(videos, str) else videos)
+        stored = self._read(names)
         missing = [name for name in names if name not in stored.ids]
         if missing:
             raise ValueError(f"search_like: {self.uri} holds no video {missing[0]!r}")
@@ -312,7 +312,9 @@ class VideoIndex:
         Raises:
             TypeError, ValueError: as `add` for ids, or an empty index.
         """
-        names = _check_ids([ids] if isinstance(ids, str) else ids)
+        return self._read(_check_ids([ids] if isinstance(ids, str) else ids))
+
+    def _read(self, names: Sequence[str]) -> StoredVideos:
         header, found = self._stated("read"), self._open.read(names)
         place = {name: row for row, name in enumerate(found.ids)}
         rows = [place[name] for name in names if name in place]

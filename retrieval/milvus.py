@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +34,7 @@ from .arrays import as_numpy
 from .embeddings import ModelIdentity, TextEmbeddings
 from .exact_search import Candidates, Queries, Scored, Vectors, best_of, score_pairs
 from .normalise import QueryBank
-from .rows import Answers, Extras, Header, NewVideos, Stored, StoreReport
-from .store import availability, patterns
+from .rows import Answers, Extras, Header, NewVideos, Stored, StoreReport, availability, patterns
 
 LARGEST_DIM = 32_768
 """Milvus' limit on a vector."""
@@ -161,15 +161,16 @@ class MilvusIndex:
         if bank is not None and bank.method == "qb-dynamic":
             raise ValueError("calibrate: on a Milvus server expected 'qb' or 'nnn'; 'qb-dynamic' needs a .lance index")
         with reporting(self.uri, "calibrate"):
-            old = self._properties().get(_BANK)
+            kept = None
             if bank is not None:
                 content = {name: getattr(bank, name) for name in ("method", "beta", "alpha", "k")}
-                content["collection"] = self._store_bank(bank)
+                content["collection"] = kept = self._store_bank(bank)
                 self._client.alter_collection_properties(self.collection, {_BANK: json.dumps(content)})
-            elif old is not None:
+            elif _BANK in self._properties():
                 self._client.drop_collection_properties(self.collection, [_BANK])
-            if old is not None:
-                self._client.drop_collection(json.loads(old)["collection"])
+            for name in self._client.list_collections():  # the one before, and those of processes that were killed here
+                if name != kept and re.fullmatch(rf"{re.escape(self.collection)}_bank_[0-9a-f]{{32}}", name):
+                    self._client.drop_collection(name)
 
     @property
     def weights_path(self) -> Path | None:

@@ -144,3 +144,17 @@ class StoreReport:
             for name, (before, after) in (("files", self.files), ("versions", self.versions), ("bytes", self.bytes))
         )
         return f"{self.rows:,} videos: {', '.join(changes)}"
+
+
+def patterns(available: np.ndarray) -> list[str]:
+    """(n, M) bool -> n texts such as "101", in the model's order."""
+    digits = np.where(available, b"1", b"0")
+    return [row.tobytes().decode() for row in digits]
+
+
+def availability(texts: Sequence[str]) -> np.ndarray:
+    """n texts such as "101" -> (n, M) bool. Raises OSError where they differ in length, as in a damaged store."""
+    if len(set(map(len, texts))) > 1:
+        raise OSError("the patterns of its rows differ in length")
+    digits = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
+    return (digits == ord("1")).reshape(len(texts), len(texts[0]) if texts else 0)

@@ -43,7 +43,7 @@ from .arrays import as_numpy
 from .embeddings import ModelIdentity, TextEmbeddings
 from .exact_search import CHUNK, FINE_STEPS, Chunk, Codes, Columns, Vectors, quantise
 from .normalise import QueryBank
-from .rows import Extras, Header, NewVideos, StoreReport
+from .rows import Extras, Header, NewVideos, StoreReport, availability, patterns
 
 LAYOUT = 1
 """Version of the columns and of the header."""
@@ -621,20 +621,6 @@ def _read_bank(dataset: Any, header: Header) -> QueryBank:
 
 
 # --- columns ------------------------------------------------------------------------------------------------
-
-
-def patterns(available: np.ndarray) -> list[str]:
-    """(n, M) bool -> n texts such as "101", in the model's order."""
-    digits = np.where(available, b"1", b"0")
-    return [row.tobytes().decode() for row in digits]
-
-
-def availability(texts: Sequence[str]) -> np.ndarray:
-    """n texts such as "101" -> (n, M) bool. Raises OSError where they differ in length, as in a damaged store."""
-    if len(set(map(len, texts))) > 1:
-        raise OSError("the patterns of its rows differ in length")
-    digits = np.frombuffer("".join(texts).encode(), dtype=np.uint8)
-    return (digits == ord("1")).reshape(len(texts), len(texts[0]) if texts else 0)
 
 
 def _among(ids: Sequence[str]) -> str:

@@ -1,12 +1,16 @@
 """Operators that many tests share; the 183 M-parameter default model is built once."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
+
+# Threads that wait for each other by spinning take minutes where processes share the cores. Before PyTorch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

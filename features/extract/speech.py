@@ -31,7 +31,7 @@ class Whisper:
 
     Args:
         model: a folder of faster-whisper (CTranslate2), or a name as it takes it, such as "large-v3-turbo", which
-            downloads the model once.
+            downloads the model once. A folder of this name in the working folder goes before the model of this name.
         language: its code, such as "en". None tells it from the sound.
         compute: number format, as CTranslate2 names it. None is int8 on CPU and float16 on a GPU.
     """
@@ -84,5 +84,8 @@ def _folder_of(model: str, local_files_only: bool = False) -> Path:
         package = extra("faster_whisper", "extract-offline")
         folder = Path(package.download_model(model, local_files_only=local_files_only))
     if not (folder / "model.bin").is_file():
-        raise FileNotFoundError(f"{folder}: expected a folder of faster-whisper with a model.bin, found none")
+        raise FileNotFoundError(
+            f"{folder}: expected a folder of faster-whisper with a model.bin, found none; a folder goes before the "
+            "model of its name"
+        )
     return folder

@@ -1,11 +1,7 @@
 """Embedding in bulk: what one undisturbed process stores is stored whatever is killed."""
 
-import logging
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +19,7 @@ from collaborative_experts.apps.journal import Journal
 from collaborative_experts.apps.tasks import Pool, _connect, run_tasks
 from helpers import TRAINABLE, untrained, write_features
 
-VIDEOS = 120
+VIDEOS = 96
 SHARD = 16
 
 
@@ -115,34 +111,6 @@ def test_a_failed_run_goes_on(folder, tmp_path, monkeypatch, expected):
     assert rows(to).equals(expected)
 
 
-KILLED = """
-import sys
-from collaborative_experts.apps import bulk, tasks
-bulk.SHARD_BYTES = int(sys.argv[4])
-bulk.bulk_embed(sys.argv[1], sys.argv[2], sys.argv[3], device="cpu")
-"""
-
-
-def test_killed_at_any_time(folder, tmp_path, expected):
-    """SIGKILL as soon as some more shards are there, until a run comes to its end."""
-    to = tmp_path / "videos.lance"
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, folder / "features", folder / "w.safetensors", to]
-    journal, killed = to / "_embed" / "journal.jsonl", 0
-    while True:
-        with subprocess.Popen([*map(str, command), str(bulk.SHARD_BYTES)], stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None:
-                if killed < 3 and journal.exists() and len(journal.read_text().splitlines()) > 1 + 2 * killed:
-                    process.kill()
-                    killed += 1
-                    break
-                time.sleep(0.002)
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL
-    assert killed
-    assert rows(to).equals(expected)
-
-
 def test_a_file_of_which_nothing_can_be_read_stops_the_run(folder, tmp_path):
     (tmp_path / "features").mkdir()
     write_features(
@@ -221,21 +189,6 @@ def test_pool_refuses(settings, error):
 # --- Ray ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two machines of one core each, one of which also runs the driver."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_TQDM_PATCH_PRINT"] = "0"  # as the package sets it
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 def actor_processes(cluster):
     """Process ids of the cluster's actors of Ray Data."""
     raylets = {entry.process.pid for node in cluster.list_all_nodes() for entry in node.all_processes["raylet"]}
@@ -269,23 +222,6 @@ def test_a_killed_actor_and_a_killed_machine(folder, tmp_path, cluster, monkeypa
     assert (report.added, report.without_experts, len(report.errors)) == (VIDEOS - 2, 1, 1)
     assert len(killed) > 3
     assert rows(to).equals(expected)
-
-
-def test_settings_of_ray_are_the_callers(cluster, monkeypatch):
-    """A shard is one block, however small the caller's blocks are, and the caller's stay as they are."""
-    from ray.data import DataContext
-
-    def make():
-        return lambda task: iter([pa.table({"x": np.arange(task["rows"])})])
-
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    monkeypatch.setattr(context, "target_max_block_size", 1000)
-    monkeypatch.setattr(context, "enable_progress_bars", True)
-    level = logger.level
-    assert [len(table) for table in run_tasks(make, [{"rows": 5000}], Pool(actors=1))] == [5000]
-    assert DataContext.get_current() is context
-    assert (context.target_max_block_size, context.enable_progress_bars) == (1000, True)
-    assert logger.level == level
 
 
 @pytest.mark.parametrize(

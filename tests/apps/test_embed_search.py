@@ -46,6 +46,25 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_trust(folder, capsys, monkeypatch):
+    """Weights may name any model for sentences; only with --trust is it taken as one that the user names."""
+
+    class Careful(Letters):
+        def __init__(self, model=None, trusted=True):
+            super().__init__(model)
+            if not trusted:
+                raise ValueError(f"{model} is not loaded without --trust")
+
+    monkeypatch.setattr("collaborative_experts.training.encoder.SentenceEncoder", Careful)
+    weights, store = str(folder / "w.safetensors"), str(folder / "videos.lance")
+    assert main(["embed", str(folder / "features.lance"), "--weights", weights, "--to", store]) == 0
+    capsys.readouterr()
+    assert main(["search", store, "a dog"]) == 1
+    assert "letters is not loaded without --trust" in capsys.readouterr().err
+    assert main(["search", store, "a dog", "--trust", "-k", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
 def test_embed_then_search(folder, capsys):
     weights, store = str(folder / "w.safetensors"), str(folder / "videos.lance")
     for _ in range(2):  # the second time replaces

@@ -175,7 +175,7 @@ def test_short_number_formats_on_the_real_size(dtype, default_op):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         op = CollaborativeExperts(device="cpu", dtype=dtype)
-    experts, ind, text = random_inputs(op.config, 40)
+    experts, ind, text = random_inputs(op.config, 6)  # int8 is slow on processors without VNNI
     ind["face"][::3] = ind["ocr"][1::2] = 0
     video, exact_video = op.encode_video(experts, ind), default_op.encode_video(experts, ind)
     captions, exact_captions = op.encode_text(text), default_op.encode_text(text)

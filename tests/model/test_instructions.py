@@ -1,4 +1,4 @@
-"""The engine's tests on the instruction sets of other processors, to which oneDNN is held."""
+"""The tests of the engine's products on the instruction sets of other processors, to which oneDNN is held."""
 
 import os
 import subprocess
@@ -16,7 +16,8 @@ def test_engine(instructions, root):
     if instructions.startswith("AVX512") and not AVX512:
         pytest.skip("this processor has no AVX-512")
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/model/test_engine.py"]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "chunk_borders or packed or spare or int8 and not real_size"]
+    command = [sys.executable, "-m", "pytest", *options, "tests/model/test_engine.py"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout

@@ -2,11 +2,8 @@
 
 import itertools
 import json
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from collaborative_experts import (
 )
 from collaborative_experts.retrieval import index as module
 from helpers import SMALL, check_answers, random_embeddings, random_inputs, write_lance
+from warm_process import Process
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 
@@ -407,35 +405,7 @@ def test_small_files_are_joined_while_adding(path, monkeypatch):
 
 
 def python(code, *arguments):
-    command = [sys.executable, "-W", "ignore", "-c", HEAD + code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_killed_while_adding(path):
-    """What was acknowledged is there afterwards, and adding again completes; searches have segments written between."""
-    code = (
-        "with VideoIndex(sys.argv[1]) as index:\n"
-        "    for i in itertools.count():\n"
-        "        index.add([f'{i}-{name}' for name in NAMES], video)\n"
-        "        print(i, flush=True)\n"
-        "        index.search(text[0])\n"
-    )
-    text, video = some()
-    acknowledged = -1
-    for moment in range(4):
-        process = python(code, path)
-        for _ in range(2 + moment):
-            acknowledged = max(acknowledged, int(process.stdout.readline()))
-        time.sleep(0.013 * moment)  # somewhere inside the next one
-        process.send_signal(signal.SIGKILL)
-        acknowledged = max([acknowledged, *map(int, process.stdout.read().split())])
-        process.wait()
-        with VideoIndex(path) as index:
-            expected = [f"{i}-{name}" for i in range(acknowledged + 1) for name in NAMES]
-            found = index.search(text[0], 16_000, ids=expected).ids
-            assert sorted(found) == sorted(expected)
-            index.add([f"{acknowledged + 1}-{name}" for name in NAMES], video)
-            assert len(index) == 60 * (acknowledged + 2)
+    return Process(HEAD + code, *arguments)
 
 
 @pytest.mark.parametrize("left", [0, 40, 500])
@@ -511,7 +481,7 @@ def test_several_processes_read_while_one_writes(path):
             index.add(NAMES, first)
         for reader in readers:
             found = [json.loads(line) for line in reader.stdout]
-            assert reader.returncode == 0, reader.stderr.read()
+            assert reader.poll() == 0, reader.stderr.read()
             assert len(found) == 60
             assert all(answer in answers for answer in found)
 
@@ -527,8 +497,7 @@ def test_two_processes_that_write_lose_nothing(path):
     )
     writers = [python(code, path, start) for start in (0, 18)]
     for writer in writers:
-        _, errors = writer.communicate()
-        assert writer.returncode == 0, errors
+        assert writer.wait() == 0, writer.stderr.read()
     with VideoIndex(path) as index:
         assert len(index) == 58
         check_answers(index, text, video[:58], NAMES[:58], 58)
@@ -551,9 +520,10 @@ def test_a_full_disk(path):
         "        print('OSError', error)\n"
         "    print(len(index.search(text, 60, ids=NAMES).ids[0]), len(index.search(text, 60).ids[0]))\n"
     )
-    out, errors = python(code, path).communicate()
-    assert out.startswith(f"OSError {path}: cannot add: "), (out, errors)
-    assert out.endswith("\n60 60\n"), (out, errors)  # what is there is found nevertheless
+    process = python(code, path)
+    out = process.stdout.read()
+    assert out.startswith(f"OSError {path}: cannot add: "), (out, process.stderr.read())
+    assert out.endswith("\n60 60\n"), out  # what is there is found nevertheless
     with VideoIndex(path) as index:
         found = index.search(text, 60, ids=NAMES)
         assert sorted(found.ids[0]) == sorted(NAMES)
@@ -599,21 +569,12 @@ def test_what_cannot_be_written(limit):
             place.chmod(0o555)
         head = f"import os, resource, signal\nindex = VideoIndex(sys.argv[1])\nindex.search(text)\n{LIMITS[limit]}\n"
         process = python(head + CHANGES, path)
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+        assert process.wait() == 0, process.stderr.read()
         for place in places:
             place.chmod(0o755)
         with VideoIndex(path) as index:
             check_answers(index, text, video, NAMES, 10)
             assert index.weights_path is None
-
-
-def test_killed_at_random_moments(root):
-    """Of adding, deleting, optimising and calibrating; benchmarks/kill_index.py does the same a hundred times."""
-    command = [sys.executable, "-W", "ignore", root / "benchmarks" / "kill_index.py", "--times", "5"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("killed 5 times")
 
 
 def test_weights_path(small_op, tmp_path):

@@ -1,11 +1,8 @@
 """The command as a process: it stops gracefully, and is there again after a kill."""
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,12 +17,12 @@ import httpx
 
 from collaborative_experts import ModelIdentity, TextEmbeddings
 from collaborative_experts.__main__ import main
+from warm_process import Process
 
 JSON = {"Content-Type": "application/json"}
 
 PROGRAM = """
-import sys, time, warnings
-warnings.simplefilter("ignore")
+import sys, time
 import numpy as np
 from collaborative_experts import TextEmbeddings
 from collaborative_experts.__main__ import main
@@ -53,18 +50,16 @@ def start(index, tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        command = [sys.executable, "-c", PROGRAM, str(seconds), "serve", str(tmp_path / "videos.lance"), "--port", port]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+        process = Process(PROGRAM, seconds, "serve", tmp_path / "videos.lance", "--port", port, *options)
         processes.append(process)
         address = f"http://127.0.0.1:{port}"
-        for _ in range(1200):
+        for _ in range(2400):
             try:
                 httpx.get(f"{address}/health", timeout=5)
                 return process, address
             except httpx.TransportError:
                 assert process.poll() is None, process.stderr.read()
-                time.sleep(0.1)
+                time.sleep(0.05)
         raise TimeoutError(address)
 
     yield run
