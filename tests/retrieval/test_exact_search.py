@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from collaborative_experts.retrieval import exact_search
@@ -45,6 +45,14 @@ collections = st.tuples(
 )
 
 
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 def errors_of(chunk, queries):
     """(T, n) float64, of all pairs."""
     text, video = torch.meshgrid(torch.arange(len(queries)), torch.arange(chunk.size), indexing="ij")
@@ -75,8 +83,8 @@ def test_bounds_hold(given_collection):
 
 @pytest.mark.parametrize("fine_bytes", [0, 2**40], ids=["by fine codes", "by vectors"])
 @given(collections, st.sampled_from([1, 2, 7, 40, 100]), st.integers(1, 3))
-@settings(max_examples=80, deadline=None)
-def test_selects_what_float64_would(fine_bytes, given_collection, k, copies):
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, copies):
     """Also where videos are copies of each other, of equal scores, and come in several chunks."""
     dims = given_collection[2]
     weights, embeddings, joint, available = collection(*given_collection)
