@@ -105,6 +105,19 @@ class TrainingVideos:
 
 
 @dataclass(frozen=True)
+class TeacherScores:
+    """Scores (T, B) float32 of all captions with all videos that are trained on, held-out ones included.
+
+    Attributes:
+        every: by teachers that were trained on all of them.
+        search: by teachers that have not seen the held-out ones.
+    """
+
+    every: np.ndarray
+    search: np.ndarray
+
+
+@dataclass(frozen=True)
 class Run:
     """The content of a run file; see the module's head."""
 
@@ -214,7 +227,7 @@ class Run:
         return replace(config_for(features, text, experts, **model), standardise=True)
 
     def embed(
-        self, videos: TrainingVideos, teacher: np.ndarray | None = None
+        self, videos: TrainingVideos, teacher: TeacherScores | None = None
     ) -> tuple[CaptionedVideos, CaptionedVideos | None, CaptionedVideos | None]:
         """Training and validation videos with the token embeddings of their captions, and, where a share is held out,
         both together.
@@ -222,12 +235,14 @@ class Run:
         Args:
             teacher: the teachers' scores of all captions of `videos.described` with all of its videos.
         """
-        whole = replace(self._embed(videos.described), teacher=teacher)
+        every = whole = self._embed(videos.described)
+        if teacher is not None:
+            every, whole = replace(whole, teacher=teacher.every), replace(whole, teacher=teacher.search)
         if videos.validation is not None:
             return self._without_worst(whole), self._embed(videos.validation), None
         if videos.held_out is None:
             return self._without_worst(whole[videos.rows]), None, None
-        return self._without_worst(whole[videos.rows]), whole[videos.held_out], self._without_worst(whole)
+        return self._without_worst(whole[videos.rows]), whole[videos.held_out], self._without_worst(every)
 
     def embed_all(self, videos: TrainingVideos) -> CaptionedVideos:
         """All videos of the splits to train on, with the token embeddings of their captions."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ..base.dependencies import extra
 from ..hub.device import resolve_device
 from ..training.loop import TrainingResult, train
-from ..training.model_card import EVALUATION, write_card
-from ..training.run_folder import BEST, STATE, delete_run
+from ..training.model_card import EVALUATION, FIGURES, write_card
+from ..training.run_folder import BEST, SEARCH, STATE, delete_run
 from ..training.settings import check_trainable
 from ..training.teachers import teacher_scores
 from .describe import summary
-from .run_file import Run, TrainingVideos, add_run_arguments
+from .run_file import Run, TeacherScores, TrainingVideos, add_run_arguments
 
 
 def train_run(
@@ -50,13 +49,43 @@ def train_run(
     config = run.config(features, run.sentence_encoder.dim)
     if _reports():
         print(f"{features.summary()}\n\nmodel: {summary(config)}\n", flush=True)
-    for teacher in teachers:
-        _fit(teacher, videos, None, resume, overwrite)
-    taught = [(teacher.folder / BEST, teacher.embed_all(videos)) for teacher in teachers]
-    return _fit(run, videos, teacher_scores(taught) if taught else None, resume, overwrite)
+    results = [_fit(teacher, videos, resume, overwrite) for teacher in teachers]
+    if not teachers:
+        return _fit(run, videos, resume, overwrite)
+    scores = _teacher_scores(teachers, videos)
+    notes = {"teachers": [_note(teacher, result) for teacher, result in zip(teachers, results, strict=True)]}
+    return _fit(run, videos, resume, overwrite, scores, notes)
 
 
-def _fit(run: Run, videos: TrainingVideos, teacher: np.ndarray | None, resume: bool, overwrite: bool) -> TrainingResult:
+def _teacher_scores(teachers: Sequence[Run], videos: TrainingVideos) -> TeacherScores:
+    """The teachers' scores, and, where they were trained on the held-out videos in the end, those from before.
+
+    A student learns from a teacher even what it knows of videos that the student does not see. Held-out videos that
+    the teachers saw would find more and more steps to be better.
+    """
+    datasets = [teacher.embed_all(videos) for teacher in teachers]
+    scores = teacher_scores([(teacher.folder / BEST, x) for teacher, x in zip(teachers, datasets, strict=True)])
+    searches = [teacher.folder / SEARCH for teacher in teachers]
+    if not all(path.is_file() for path in searches):
+        return TeacherScores(scores, scores)
+    return TeacherScores(scores, teacher_scores(zip(searches, datasets, strict=True)))
+
+
+def _note(teacher: Run, result: TrainingResult) -> dict[str, Any]:
+    """A teacher's encoder and its figures on the validation videos, where there are some."""
+    found = result.evaluation and result.evaluation.text_to_video
+    figures = {} if found is None else {key: round(getattr(found, key), 6) for key in (*FIGURES, "geometric_mean")}
+    return {"encoder": teacher.sentence_encoder.name, **figures}
+
+
+def _fit(
+    run: Run,
+    videos: TrainingVideos,
+    resume: bool,
+    overwrite: bool,
+    teacher: TeacherScores | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> TrainingResult:
     """Train one model, by the scores of its teachers where there are some. `resume` continues what is there."""
     config = run.config(videos.described.features[videos.rows], run.sentence_encoder.dim)
     dataset, validation, every = run.embed(videos, teacher)
@@ -64,7 +93,8 @@ def _fit(run: Run, videos: TrainingVideos, teacher: np.ndarray | None, resume: b
         delete_run(run.folder)
     checkpoint = run.folder / STATE
     resumed = checkpoint if resume and checkpoint.is_file() else None
-    result = train(config, run.training, dataset, validation, resumed, device=resolve_device(None), refit_dataset=every)
+    device = resolve_device(None)
+    result = train(config, run.training, dataset, validation, resumed, None, device, every, notes)
     if _reports():
         (run.folder / EVALUATION).unlink(missing_ok=True)  # of other weights
         write_card(run.folder)

@@ -25,7 +25,7 @@ MAX_TOKENS = 37
 SMALLEST_DEVIATION = 1e-6
 """A feature that varies less is constant, and is not scaled."""
 
-ROWS_TO_HASH = 256
+ROWS_AT_ONCE = 256
 TEACHER_DECIMALS = 3
 """Rounding of teachers' scores before they are hashed."""
 
@@ -106,13 +106,17 @@ def caption_videos(
 class VideoTensors:
     """A training or validation set as clean tensors, a row a video.
 
+    Args:
+        sums_words: takes the sum of a caption's tokens for its only token, which is all that a text pooled by one
+            cluster at 0 sees of them (`members.has_fixed_centre`), and costs a step that much less.
+
     Attributes:
         features: {expert: (B, dim) or (B, N, dim) float32}, zero where missing.
         available: (B, M) bool.
         tokens, targets, teacher: as in `CaptionedVideos`.
     """
 
-    def __init__(self, dataset: CaptionedVideos, config: CEConfig, role: str) -> None:
+    def __init__(self, dataset: CaptionedVideos, config: CEConfig, role: str, sums_words: bool = False) -> None:
         if not isinstance(dataset, CaptionedVideos):
             raise TypeError(f"{role}: expected CaptionedVideos, got {type(dataset).__name__}")
         if dataset.tokens.shape[2] != config.text.dim:
@@ -120,16 +124,19 @@ class VideoTensors:
         video = inputs.clean_video(dataset.features.experts, dataset.features.ind, config)
         self.features, self.available = video.features, video.available
         self.tokens, self.targets, self.teacher = dataset.tokens, dataset.targets, dataset.teacher
-        by_video = np.argsort(self.targets, kind="stable")
-        caption_counts = np.bincount(self.targets, minlength=len(self))
-        self._caption_rows = np.split(by_video, np.cumsum(caption_counts)[:-1])
+        if sums_words:
+            rows = slices(len(self.tokens), ROWS_AT_ONCE)
+            self.tokens = np.concatenate([self.tokens[part].sum(1, np.float32, keepdims=True) for part in rows])
+        self._by_video = np.argsort(self.targets, kind="stable")
+        self._caption_counts = np.bincount(self.targets, minlength=len(self))
+        self._first_captions = np.cumsum(self._caption_counts) - self._caption_counts
 
     def __len__(self) -> int:
         return len(self.available)
 
     def one_caption_each(self, videos: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The row in `tokens` of a random caption for each of some videos."""
-        return np.array([rng.choice(self._caption_rows[video]) for video in videos])
+        return self._by_video[self._first_captions[videos] + rng.integers(self._caption_counts[videos])]
 
     def batch(self, videos: np.ndarray, caption_rows: np.ndarray) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Features and availability of some videos, and tokens of some captions."""
@@ -147,7 +154,7 @@ class VideoTensors:
         for name, x in self.features.items():
             digest.update(name.encode())
             digest.update(x.contiguous().numpy())
-        for rows in slices(len(self.tokens), ROWS_TO_HASH):
+        for rows in slices(len(self.tokens), ROWS_AT_ONCE):
             digest.update(np.ascontiguousarray(self.tokens[rows]))
         if self.teacher is not None:
             digest.update(self.teacher.round(TEACHER_DECIMALS).tobytes())

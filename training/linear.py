@@ -104,8 +104,8 @@ def can_be_linear(config: CEConfig) -> bool:
 
 def choose_linear(
     moments: Moments, weights: Mapping[str, Tensor], config: CEConfig, validation: VideoTensors
-) -> LinearChoice:
-    """The choice that is best, text to video, on the validation videos.
+) -> tuple[LinearChoice, dict[float, float]]:
+    """The choice that is best, text to video, on the validation videos, and the geometric mean there for each count.
 
     Args:
         moments: of the videos that are trained on.
@@ -120,7 +120,8 @@ def choose_linear(
         return _score(*join_linear(moments, [weights], config, LinearChoice(*best, count)), validation)
 
     best = max(product(WHITENINGS, RIDGES), key=alone)
-    return LinearChoice(*best, max(COUNTS, key=together))
+    found = {count: together(count) for count in COUNTS}
+    return LinearChoice(*best, max(found, key=lambda count: found[count])), found
 
 
 def join_linear(

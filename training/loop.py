@@ -27,7 +27,7 @@ from .bank import choose_beta, make_bank
 from .data import CaptionedVideos, VideoTensors
 from .encoder import EncoderIdentity
 from .linear import LinearChoice, Moments, can_be_linear, choose_linear, join_linear
-from .members import can_join, join
+from .members import can_join, has_fixed_centre, join
 from .objective import Objective, fixed_parameters
 from .optimiser import make_fabric, make_optimiser, update_average
 from .provenance import run_identity, weights_notes
@@ -72,6 +72,7 @@ def train(
     weights: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     refit_dataset: CaptionedVideos | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Fit a model, and write into `settings.folder` as training goes on.
 
@@ -85,6 +86,7 @@ def train(
             deviation.
         refit_dataset: the videos of both sets. Where validation finds the number of steps, and unless `settings.refit`
             is False, the weights are then trained anew on these.
+        notes: what the weights are to say of themselves besides, in JSON's types.
 
     Raises:
         TypeError, ValueError: data that does not fit, an expert that no video has, fewer than two videos, a loss that
@@ -94,15 +96,16 @@ def train(
         UserWarning: `batch_size` is larger than the training set, and lowered.
     """
     device = torch.device(device)
-    data = VideoTensors(train_dataset, config, "train_dataset")
-    validation = None if eval_dataset is None else VideoTensors(eval_dataset, config, "eval_dataset")
+    sums_words = _sums_words(config, settings, weights)
+    data = VideoTensors(train_dataset, config, "train_dataset", sums_words)
+    validation = None if eval_dataset is None else VideoTensors(eval_dataset, config, "eval_dataset", sums_words)
     settings = fit_settings(settings, config, len(data), device)
     identity = run_identity(config, settings, data, validation)
     state = None if resume is None else _read_run(Path(resume), identity)
     schedule = plan(settings, len(data), validation and (len(validation), min(MOST_CAPTIONS, len(validation.tokens))))
     fabric = make_fabric(settings, device)
     run = _Run(config, settings, schedule, fabric, data, validation, weights)
-    run.encoder, run.identity = train_dataset.encoder, identity
+    run.encoder, run.identity, run.notes = train_dataset.encoder, identity, dict(notes or {})
     if state is not None and fabric.is_global_zero:
         run.folder.copy_best(Path(resume))
     refit = settings.refit and schedule.found and refit_dataset is not None
@@ -111,11 +114,12 @@ def train(
         run.load(state)
         run.train()
         if refit and fabric.is_global_zero:
+            run.folder.keep_search()
             run.choose_linear(_member_count(config, settings, weights))
         search = {"best": run.best, "history": run.history}
     if refit:
         search |= {"members": search.get("members", [])}
-        every = VideoTensors(refit_dataset, config, "refit_dataset")
+        every = VideoTensors(refit_dataset, config, "refit_dataset", sums_words)
         _refit(run, every, search, weights, state if state and state["search"] else None)
     return _result(run.folder, search, validated=validation is not None)
 
@@ -149,15 +153,21 @@ def _refit(
         made = {"steps": schedule.steps, "members": count}
         linear = search["best"].get("linear")
         if linear and count > 1:
-            made["linear"] = linear
+            made["linear"] = linear | search["best"]["linear_scores"]
             moments = Moments(model_of(members[0], config), data)
             joined, config = join_linear(moments, members, config, LinearChoice(**linear))
         else:
             joined, config = join(members, config)
         notes = weights_notes(config, settings, data, run.encoder, _row_of(search))
-        run.folder.write_best(joined, config, notes | {"refit": made})
+        run.folder.write_best(joined, config, notes | run.notes | {"refit": made})
         run.folder.write_bank(make_bank(model_of(joined, config, fabric.device), data, search["best"]["beta"]))
     fabric.barrier()
+
+
+def _sums_words(config: CEConfig, settings: TrainingConfig, weights: Mapping[str, Tensor] | None) -> bool:
+    """True where the model sees of a caption the sum of its words alone."""
+    at_zero = weights is None or not weights.get("text_pooling.clusters2", torch.zeros(1)).any()
+    return has_fixed_centre(config.text) and at_zero and not settings.word_dropout
 
 
 def _member_count(config: CEConfig, settings: TrainingConfig, weights: Mapping[str, Tensor] | None) -> int:
@@ -208,6 +218,7 @@ class _Run:
         self.data, self.validation, self.search = data, validation, search
         self.encoder: EncoderIdentity | None = None
         self.identity: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
         statistics = data.statistics(config)
         if weights is None:
             weights = initial_state(config, seed=settings.seed) | (statistics if config.standardise else {})
@@ -331,7 +342,7 @@ class _Run:
             if self.best_weights is not None and self.search is None:
                 row = _row_of({"best": self.best, "history": self.history})
                 notes = weights_notes(self.config, self.settings, self.data, self.encoder, row)
-                self.folder.write_best(self.best_weights, self.config, notes)
+                self.folder.write_best(self.best_weights, self.config, notes | self.notes)
                 self.best_weights = None
             self.folder.write_state(self._state())
 
@@ -348,9 +359,11 @@ class _Run:
             return
         weights = dict(read_weights(self.folder.path / BEST))
         moments = Moments(model_of(weights, self.config), self.data)
-        choice = choose_linear(moments, weights, self.config, self.validation)
+        choice, found = choose_linear(moments, weights, self.config, self.validation)
         model = model_of(*join_linear(moments, [weights], self.config, choice))
-        self.best |= {"linear": asdict(choice), "beta": choose_beta(model, self.data, self.validation)}
+        scores = {"without": found[0], "with": found[choice.count]}
+        self.best |= {"linear": asdict(choice), "linear_scores": scores}
+        self.best["beta"] = choose_beta(model, self.data, self.validation)
 
     def _state(self) -> dict[str, Any]:
         return {

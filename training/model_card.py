@@ -6,8 +6,9 @@ It says what the weights' own notes and the run's evaluation say, and nothing el
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..base.files import replacing
 from ..model.checkpoint import read_config, read_notes
@@ -77,6 +78,7 @@ def _card(folder: Path) -> str:
     )
     last = (
         f"{refit['members']} models, each of {refit['steps']} steps on all videos, joined to one"
+        + _linear(refit.get("linear"))
         if refit
         else f"the best validation's weights, of step {notes['metrics']['step']}"
     )
@@ -84,7 +86,8 @@ def _card(folder: Path) -> str:
         "Training data": f"{data['videos']:,} videos with {data['captions']:,} captions.\n\n"
         f"| expert | dimension | form | videos that have it |\n|---|---|---|---|\n{rows}\n",
         "Recipe": f"Sentence encoder: {encoder}. Loss: {training['loss']}. Weights: {last}. Embeddings of "
-        f"{config.shared_dim} numbers an expert. Seed {training['seed']}.\n\n![training curve]({CURVE})\n",
+        f"{config.shared_dim} numbers an expert. Seed {training['seed']}.\n\n{_teachers(notes.get('teachers', []))}"
+        f"![training curve]({CURVE})\n",
         "Figures": _figures(read_figures(folder / BEST)),
         "Use": USE.format(weights=BEST) + (f"\n`{BANK}` is its query bank.\n" if (folder / BANK).is_file() else ""),
         "Limits": LIMITS,
@@ -92,6 +95,35 @@ def _card(folder: Path) -> str:
     }
     title = f"# Collaborative Experts: {', '.join(config.expert_names)}\n"
     return "\n".join([HEAD, title, *(f"## {name}\n\n{text}" for name, text in parts.items())])
+
+
+def _linear(choice: Mapping[str, float] | None) -> str:
+    """The part of the linear model, and what validation found of it beside one of the others."""
+    if choice is None:
+        return ""
+    if not choice["count"]:
+        return "; a linear model brought nothing on the validation videos, and is left out"
+    return (
+        f" with a linear model in closed form (whitening {choice['whitening']:g}, ridge {choice['ridge']:g}), "
+        f"which gives {choice['count'] / (1 + choice['count']):.0%} of a score: on the validation videos the geometric "
+        f"mean of R@1, R@5 and R@10 was {choice['without']:.1f} without it and {choice['with']:.1f} with it"
+    )
+
+
+def _teachers(teachers: Sequence[Mapping[str, Any]]) -> str:
+    """The teachers, with their figures on the validation videos."""
+    if not teachers:
+        return ""
+    figures = (f": {', '.join(_shown(teacher))}" if "r1" in teacher else "" for teacher in teachers)
+    rows = "\n".join(f"- {teacher['encoder']}{shown}" for teacher, shown in zip(teachers, figures, strict=True))
+    return (
+        "It learned the mean scores of models with these sentence encoders, whose figures are those of the validation "
+        f"videos, text to video, before they were trained on all:\n\n{rows}\n\n"
+    )
+
+
+def _shown(figures: Mapping[str, float]) -> list[str]:
+    return [f"{name} {figures[key]:.1f}" for key, name in FIGURES.items()]
 
 
 def _figures(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -26,9 +26,10 @@ class Objective(nn.Module):
         self.model = meta_model(config)
         # Not strict: load_state_dict trips over the names of experts with a dot. The names are our own.
         self.model.load_state_dict({name: x.clone() for name, x in state.items()}, strict=False, assign=True)
-        fixed = fixed_parameters(config)
+        # With one cluster, a token's share in it is 1 whatever the parameters: no gradient is to be computed for them.
+        untrained = tuple(f"{name}." for name in _fixed_poolings(config))
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in fixed)
+            parameter.requires_grad_(not name.startswith(untrained))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         self._settings = settings
         self.gather: Callable[[Tensor], Tensor] | None = None
@@ -70,8 +71,12 @@ class Objective(nn.Module):
 
 def fixed_parameters(config: CEConfig) -> set[str]:
     """The names of parameters that stay 0: the centres of NetVLADs of one cluster (`has_fixed_centre`)."""
+    return {f"{name}.clusters2" for name in _fixed_poolings(config)}
+
+
+def _fixed_poolings(config: CEConfig) -> list[str]:
     sides = {f"pooling.{expert.name}": expert for expert in config.experts} | {"text_pooling": config.text}
-    return {f"{name}.clusters2" for name, side in sides.items() if has_fixed_centre(side)}
+    return [name for name, side in sides.items() if has_fixed_centre(side)]
 
 
 def drop_experts(available: Tensor, rate: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 - `best.safetensors`: the best weights, which an operator loads
 - `bank.safetensors`: their query bank (`bank`)
+- `search.safetensors`: before a refit on all videos, the best weights, which have not seen those held out
 - `last.ckpt`: a state to resume from, the last one at the end of a run
 - `README.md`: the model card (`model_card`)
 - `metrics.csv`, TensorBoard's events, `curve.png`: the figures of every epoch
@@ -28,6 +29,7 @@ from ..retrieval.normalise import QueryBank
 from .bank import BANK, write_bank
 
 BEST = "best.safetensors"
+SEARCH = "search.safetensors"
 STATE = "last.ckpt"
 METRICS = "metrics.csv"
 CARD = "README.md"
@@ -56,6 +58,11 @@ class RunFolder:
 
     def write_best(self, weights: Mapping[str, Tensor], config: CEConfig, notes: Mapping[str, Any]) -> None:
         write_weights(self.path / BEST, {name: x.detach().cpu() for name, x in weights.items()}, config, notes)
+
+    def keep_search(self) -> None:
+        """Keep the best weights of a search beside those of the refit that is to come."""
+        with replacing(self.path / SEARCH) as temporary:
+            shutil.copyfile(self.path / BEST, temporary)
 
     def write_bank(self, bank: QueryBank) -> None:
         write_bank(self.path / BANK, bank)
@@ -101,7 +108,7 @@ class RunFolder:
 
 def delete_run(path: Path) -> None:
     """Delete the files of a training run, and nothing else that lies in its folder."""
-    for pattern in (BEST, BANK, STATE, METRICS, CURVE, CARD, EVENTS):
+    for pattern in (BEST, BANK, SEARCH, STATE, METRICS, CURVE, CARD, EVENTS):
         for file in path.glob(pattern):
             file.unlink()
 

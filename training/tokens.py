@@ -1,7 +1,9 @@
 """Token embeddings that are computed once.
 
-A sentence encoder takes longer than everything after it. Its output is therefore kept in a file and mapped into memory
-from there. Files lie in the user's cache, where all runs find them. They can be deleted at any time.
+A sentence encoder takes longer than everything after it. Its output is therefore kept, sentence by sentence, in the
+user's cache, where all runs find it: a run whose captions overlap with another's encodes the others alone. Sentences
+that are encoded together lie in one file, which is written once and never changed, so that several processes may read
+and write, and be killed, at any time. Files can be deleted at any time, too.
 """
 
 from __future__ import annotations
@@ -9,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ..base.dependencies import extra
 from ..base.files import replacing
@@ -21,8 +26,12 @@ from ..base.slices import slices
 from .encoder import Encoder, EncoderIdentity, check_token_embeddings, identify
 
 SENTENCES_AT_ONCE = 256
+"""Sentences that are encoded together, and lie in one file."""
+
 PROBE_DECIMALS_OF_KEY = 3
 """Rounding that the same encoder with another number of threads does not cross."""
+
+DIGEST_BYTES = 16
 
 
 def user_cache() -> Path:
@@ -32,13 +41,13 @@ def user_cache() -> Path:
 
 
 def embed_tokens(sentences: Sequence[str], encoder: Encoder, folder: str | Path | None, max_tokens: int) -> np.ndarray:
-    """Token embeddings (T, max_tokens, dim) float16, zero-padded or cut, mapped from a file.
+    """Token embeddings (T, max_tokens, dim) float16, zero-padded or cut, mapped from a file without a name.
 
-    The name of the file is a hash of the encoder's identity, of `max_tokens` and of the sentences. A later call with
-    the same ones finds the file. Half precision costs 0.05% of a value at most.
+    Sentences that this encoder, told by its identity, embedded before are read. Half precision costs 0.05% of a value
+    at most; which sentences are encoded together changes its last digit here and there.
 
     Args:
-        folder: the folder of the file; None takes `user_cache()`.
+        folder: the folder of the cache; None takes `user_cache()`.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -47,29 +56,68 @@ def embed_tokens(sentences: Sequence[str], encoder: Encoder, folder: str | Path 
     if folder is None:
         folder = user_cache()
         folder.mkdir(parents=True, exist_ok=True)
-    path = Path(folder) / f"tokens-{_key(identify(encoder), max_tokens, sentences)}.npy"
-    if not path.is_file():
-        _write_tokens(path, sentences, encoder, max_tokens)
-    return np.load(path, mmap_mode="r")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"tokens: there is no folder {folder}")
+    kept = Path(folder) / f"tokens-{_key(identify(encoder))}"
+    rows: dict[bytes, list[int]] = defaultdict(list)
+    for row, sentence in enumerate(sentences):
+        rows[_digest(sentence)].append(row)
+    with TemporaryFile(dir=folder) as file:  # lives as long as it is mapped
+        tokens = np.memmap(file, np.float16, "w+", shape=(len(sentences), max_tokens, encoder.dim))
+    found = set()
+    for digest, x in _read(kept, rows.keys()):
+        tokens[rows[digest], : len(x)] = x[:max_tokens]
+        found.add(digest)
+    new = [sentences[places[0]] for digest, places in rows.items() if digest not in found]
+    for sentence, x in _encode(new, encoder, kept):
+        tokens[rows[_digest(sentence)], : len(x)] = x[:max_tokens]
+    return tokens
 
 
-def _key(encoder: EncoderIdentity, max_tokens: int, sentences: Sequence[str]) -> str:
+def _key(encoder: EncoderIdentity) -> str:
     probe = [round(x, PROBE_DECIMALS_OF_KEY) for x in encoder.probe]
-    content = json.dumps([encoder.name, encoder.dim, probe, max_tokens, *sentences])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([encoder.name, encoder.dim, probe]).encode()).hexdigest()[:16]
 
 
-def _write_tokens(path: Path, sentences: Sequence[str], encoder: Encoder, max_tokens: int) -> None:
-    tqdm = extra("tqdm", "training").tqdm
-    with (
-        replacing(path) as temporary,
-        tqdm(total=len(sentences), unit=" sentences", desc=f"{encoder.name}") as progress,
-    ):
-        tokens = open_memmap(temporary, "w+", np.float16, (len(sentences), max_tokens, encoder.dim))
+def _digest(sentence: str) -> bytes:
+    return hashlib.sha256(sentence.encode(errors="surrogatepass")).digest()[:DIGEST_BYTES]
+
+
+def _read(folder: Path, wanted: Set[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Digests and token embeddings (W, dim) of the wanted sentences that are kept."""
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="np") as file:
+                digests = [row.tobytes() for row in file.get_tensor("digests")]
+                if wanted.isdisjoint(digests):
+                    continue
+                embedded = np.split(file.get_tensor("tokens"), file.get_tensor("ends")[:-1])
+        except (OSError, SafetensorError):  # deleted just now, or damaged: written anew
+            continue
+        yield from ((digest, x) for digest, x in zip(digests, embedded, strict=True) if digest in wanted)
+
+
+def _encode(sentences: list[str], encoder: Encoder, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Sentences, those of a length together, and their token embeddings (W, dim) float16, which are kept."""
+    if not sentences:
+        return
+    sentences = sorted(sentences, key=len)
+    with extra("tqdm", "training").tqdm(total=len(sentences), unit=" sentences", desc=encoder.name) as progress:
         for rows in slices(len(sentences), SENTENCES_AT_ONCE):
-            batch = list(sentences[rows])
-            for row, x in enumerate(check_token_embeddings(encoder(batch), batch, encoder), rows.start):
-                tokens[row, : len(x)] = x[:max_tokens]
+            batch = sentences[rows]
+            embedded = [x.astype(np.float16) for x in check_token_embeddings(encoder(batch), batch, encoder)]
+            _write(folder, batch, embedded)
+            yield from zip(batch, embedded, strict=True)
             progress.update(len(batch))
-        tokens.flush()
-        del tokens
+
+
+def _write(folder: Path, sentences: list[str], embedded: list[np.ndarray]) -> None:
+    folder.mkdir(exist_ok=True)
+    digests = b"".join(map(_digest, sentences))
+    content = {
+        "digests": np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
+        "ends": np.cumsum([len(x) for x in embedded]),
+        "tokens": np.concatenate(embedded),
+    }
+    with replacing(folder / f"{hashlib.sha256(digests).hexdigest()[:16]}.safetensors") as temporary:
+        save_file(content, temporary)

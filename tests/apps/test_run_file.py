@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import collaborative_experts as package
 from collaborative_experts.__main__ import main
 from collaborative_experts.apps import init
 from collaborative_experts.apps import run_file as run
+from collaborative_experts.apps import train as apps_train
 from collaborative_experts.apps.describe import config_of, describe, show
 from collaborative_experts.apps.evaluate import ablate, evaluate_run
 from collaborative_experts.apps.init import choose_splits
@@ -23,9 +24,11 @@ from collaborative_experts.apps.train import train_run
 from collaborative_experts.features.features import Features
 from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.training import loop as training
+from collaborative_experts.training import schedule
 from collaborative_experts.training.captions import Captions
 from collaborative_experts.training.encoder import BUNDLED_MODEL
 from collaborative_experts.training.settings import TrainingConfig
+from collaborative_experts.training.teachers import teacher_scores
 from helpers import captioned, untrained
 
 TRECVID = Path(os.environ.get("TRECVID_VTT") or Path(__file__).resolve().parents[3] / "shared/data/trecvid-vtt")
@@ -164,7 +167,7 @@ def test_resume_by_the_command(folder, capsys):
     path.write_text(RUN.replace("epochs = 12", "epochs = 3"))
     assert main(["train", str(path), "--resume"]) == 0
     assert len((folder / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
-    assert len(list((folder / "cache").rglob("tokens-*.npy"))) == 1  # embedded once
+    assert len(list((folder / "cache").rglob("*.safetensors"))) == 1  # embedded once
     capsys.readouterr()
     assert main(["train", str(path)]) == 1  # nothing is overwritten by mistake
     assert "holds a run already; continue it with --resume, or replace it with --overwrite" in capsys.readouterr().err
@@ -187,7 +190,12 @@ def test_a_student_of_teachers_resumes_to_the_same_weights(folder, monkeypatch):
     teachers = [folder / "whole" / "teachers" / name / "best.safetensors" for name in ("1", "2")]
     assert [read_notes(teacher)["encoder"]["name"] for teacher in teachers] == ["numbers", "other"]
     assert read_notes(teachers[0])["data"]["captions"] == 72
-    assert read_notes(folder / "whole" / "best.safetensors")["data"]["captions"] == 65  # 0.1 of 72 are left out
+    notes, card = read_notes(folder / "whole" / "best.safetensors"), (folder / "whole" / "README.md").read_text()
+    assert notes["data"]["captions"] == 65  # 0.1 of 72 are left out
+    assert [teacher["encoder"] for teacher in notes["teachers"]] == ["numbers", "other"]
+    for teacher, path_of in zip(notes["teachers"], teachers, strict=True):
+        assert teacher["r1"] == read_notes(path_of)["metrics"]["r1"]
+        assert f"\n- {teacher['encoder']}: R@1 {teacher['r1']:.1f}, R@5 " in card
     found = evaluate_run(path, folder=folder / "whole")
     assert found["teachers' mean"].text_to_video.r5 > 20
     assert found["teachers, with bank"].video_to_text == found["teachers' mean"].video_to_text
@@ -210,6 +218,31 @@ def test_a_student_of_teachers_resumes_to_the_same_weights(folder, monkeypatch):
     path.write_text(RUN.replace("epochs = 12", "epochs = 3"))
     alone = package.model.checkpoint.read_weights(train_run(path, folder=folder / "alone").weights_path)
     assert any((x != alone[name]).any() for name, x in dict(whole).items())
+
+
+def test_a_students_search_is_taught_by_teachers_that_have_not_seen_its_validation(folder, monkeypatch):
+    """What the teachers know of held-out videos reaches a student, by whichever videos it learns from them."""
+    monkeypatch.setattr(schedule, "MOST_STEPS", 10)
+    monkeypatch.setattr(schedule, "MOST_EPOCHS", 1)
+    path, taught = folder / "run.toml", []
+    searching = RUN.replace("epochs = 12", "members = 1")
+    path.write_text('teachers = ["numbers"]\n' + searching)
+    plain = apps_train.train
+
+    def recorded(*given):
+        taught.append((given[2].teacher, given[7].teacher))
+        return plain(*given)
+
+    monkeypatch.setattr(apps_train, "train", recorded)
+    train_run(path)
+    path.write_text(searching)
+    content = run.Run.read(path)
+    videos = content.read_training()
+    whole = content.embed_all(videos)
+    for scores, refit, rows in zip(taught[1], ("false", "true"), (videos.rows, slice(None)), strict=True):
+        found = train_run(path, changes=[f"training.refit={refit}"], folder=folder / refit)
+        expected = replace(whole, teacher=teacher_scores([(found.weights_path, whole)]))[rows]
+        np.testing.assert_array_equal(scores, expected.teacher)
 
 
 def test_weights_know_their_encoder(folder):

@@ -70,20 +70,36 @@ def test_no_file_and_no_text(tmp_path):
 def test_tokens_are_padded_cut_and_computed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "SENTENCES_AT_ONCE", 2)
     words = Words()
-    sentences = ("one three", "a bb ccc dddd", "x", "yy zz", "end")
+    sentences = ("one three", "a bb ccc dddd", "x", "yy zz", "end", "x")
     tokens = embed_tokens(sentences, words, tmp_path, max_tokens=3)
-    assert tokens.shape == (5, 3, 3)
-    assert tokens[:, :, 1].tolist() == [[3, 5, 0], [1, 2, 3], [1, 0, 0], [2, 2, 0], [3, 0, 0]]
+    assert tokens.shape == (6, 3, 3)
+    assert tokens[:, :, 1].tolist() == [[3, 5, 0], [1, 2, 3], [1, 0, 0], [2, 2, 0], [3, 0, 0], [1, 0, 0]]
     assert isinstance(tokens, np.memmap)
-    assert np.array_equal(embed_tokens(sentences, words, tmp_path, max_tokens=3), tokens)
     assert words.asked == 5
-    embed_tokens(sentences, words, tmp_path, max_tokens=4)
-    embed_tokens(sentences[:4], words, tmp_path, max_tokens=3)
+    assert np.array_equal(embed_tokens(sentences[::-1], words, tmp_path, max_tokens=3), tokens[::-1])
+    assert embed_tokens(sentences[:2], words, tmp_path, max_tokens=4)[1, :, 0].tolist() == [1, 2, 3, 4]
+    assert words.asked == 5
+    assert embed_tokens(("new", *sentences), words, tmp_path, max_tokens=3)[:, 0, 0].tolist() == [3, 3, 1, 1, 2, 3, 1]
+    assert words.asked == 5 + 1
     words.name = "other words"
     embed_tokens(sentences, words, tmp_path, max_tokens=3)
-    assert words.asked == 5 + 5 + 4 + 5
+    assert words.asked == 5 + 1 + 5
     for same in (("a\nb",), ("a", "b")):  # a line break is part of a sentence
         assert len(embed_tokens(same, words, tmp_path, max_tokens=3)) == len(same)
+
+
+def test_what_was_encoded_before_a_kill_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "SENTENCES_AT_ONCE", 2)
+    words, sentences = Words(), ["a", "bb", "ccc", "dddd", "killed"]
+    killed = type("Killed", (Words,), {"__call__": lambda self, s: words(s) if "killed" not in s else 1 / 0})()
+    with pytest.raises(ZeroDivisionError):
+        embed_tokens(sentences, killed, tmp_path, max_tokens=1)
+    files = sorted(tmp_path.glob("*/*"))
+    assert (words.asked, len(files), {path.suffix for path in files}) == (4, 2, {".safetensors"})
+    files[0].write_bytes(files[0].read_bytes()[:-1])  # one that the disk damaged is as good as none, and is mended
+    for asked in (4 + 2 + 1, 4 + 2 + 1):
+        assert embed_tokens(sentences, words, tmp_path, max_tokens=1)[:, 0, 0].tolist() == [1, 2, 3, 4, 6]
+        assert words.asked == asked
 
 
 @pytest.mark.parametrize(
@@ -91,10 +107,10 @@ def test_tokens_are_padded_cut_and_computed_once(tmp_path, monkeypatch):
 )
 def test_an_encoder_that_fails_leaves_nothing(tmp_path, wrong):
     words = Words()
-    good = words(["fine"])[0]
+    good = words(["ok"])[0]
     monkey = type("Broken", (Words,), {"__call__": lambda self, sentences: [good, wrong][: len(sentences)]})()
     with pytest.raises(ValueError, match=r"encoder words, 'bad': expected \(W, 3\) of numbers up to 65504"):
-        embed_tokens(["fine", "bad"], monkey, tmp_path, max_tokens=3)
+        embed_tokens(["ok", "bad"], monkey, tmp_path, max_tokens=3)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -122,8 +122,9 @@ def _weights_of(state):
 def test_validation_chooses_it_where_it_finds_more():
     state = initial(0)  # which knows nothing
     moments = Moments(model_of(state, SHARED), DATA)
-    choice = choose_linear(moments, state, SHARED, OTHERS)
+    choice, found = choose_linear(moments, state, SHARED, OTHERS)
     assert choice.count > 0
+    assert found[choice.count] == max(found.values()) > found[0]
     nothing = replace(choice, count=0.0)
     joined, config = join_linear(moments, [state], SHARED, nothing)
     assert config == SHARED
@@ -138,7 +139,7 @@ def test_it_counts_nothing_where_it_finds_less():
     shuffled = np.random.default_rng(0).permutation(len(DATA))
     wrong = replace_targets(DATA, shuffled[DATA.targets])
     trained = {**linear_world, **good.state}
-    assert choose_linear(Moments(model_of(trained, config), wrong), trained, config, OTHERS).count == 0
+    assert choose_linear(Moments(model_of(trained, config), wrong), trained, config, OTHERS)[0].count == 0
 
 
 def replace_targets(data, targets):

@@ -21,6 +21,7 @@ from collaborative_experts.retrieval.similarity import similarity
 from collaborative_experts.training import loop, run_folder, schedule, validation
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.losses import MARGIN, batch_scores, info_nce, max_margin
+from collaborative_experts.training.model_card import write_card
 from collaborative_experts.training.objective import Objective, drop_experts
 from collaborative_experts.training.settings import combine
 from collaborative_experts.training.validation import evaluate_model
@@ -98,6 +99,29 @@ def test_dropping_features_leaves_padding():
     changed = (dropped != sound)[~padding]
     assert 0.4 < changed.float().mean() < 0.6
     assert torch.equal(dropped[~padding][changed], weights["standardise.sound.mean"].expand_as(changed)[changed])
+
+
+def test_summed_words_train_the_same_model(tmp_path, monkeypatch):
+    data = captioned(16)
+    decide, decided = loop._sums_words, []
+    found = []
+    for sums in (True, False):
+        monkeypatch.setattr(loop, "_sums_words", lambda *given, sums=sums: decided.append(decide(*given)) or sums)
+        settings = TrainingConfig(**QUICK, folder=str(tmp_path / f"{sums}"))
+        found.append(load_file(loop.train(TRAINABLE, settings, data[:12], data[12:]).weights_path))
+    assert decided == [True, True]
+    for name, x in found[0].items():
+        if "text_pooling.batch_norm" not in name:  # has no say with one cluster
+            torch.testing.assert_close(x, found[1][name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text)
+
+
+def test_words_are_not_summed_where_the_model_sees_more_of_them():
+    settings, clusters = TrainingConfig(), replace(TRAINABLE, text=replace(TRAINABLE.text, clusters=2))
+    centred = initial_state(TRAINABLE, seed=0)
+    assert not loop._sums_words(clusters, settings, None)
+    assert not loop._sums_words(TRAINABLE, replace(settings, word_dropout=0.1), None)
+    assert not loop._sums_words(TRAINABLE, settings, centred)  # its centre is random
+    assert loop._sums_words(TRAINABLE, settings, centred | {"text_pooling.clusters2": torch.zeros(1, 10, 1)})
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -333,6 +357,11 @@ def test_a_resumed_search_and_refit_are_the_uninterrupted_ones(tmp_path, monkeyp
     assert 15 <= whole.best_step <= 20  # so that a member has from 22 to 30 steps
     linear = read_notes(whole.weights_path)["refit"]["linear"]
     assert read_config(whole.weights_path) == replace(config, shared_dim=64 + config.text.dim * (linear["count"] > 0))
+    card = write_card(whole.weights_path.parent).read_text()
+    assert "2 models, each of " in card
+    assert linear["with"] >= linear["without"]
+    said = f"was {linear['without']:.1f} without it and {linear['with']:.1f} with it"
+    assert (said if linear["count"] else "a linear model brought nothing") in card
     plain, steps = loop._Run._run_step, []
 
     def step(run, *batch):
