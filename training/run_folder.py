@@ -73,7 +73,7 @@ class RunFolder:
         self._state_seconds = self._state_written - start
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        with replacing(self.path / STATE) as temporary:
+        with replacing(self.path / STATE, RuntimeError) as temporary:
             torch.save(state, temporary)
 
     def write_metrics(self, history: list[dict[str, float]]) -> None:

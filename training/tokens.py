@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 
 from ..base.dependencies import extra
 from ..base.files import replacing
@@ -61,15 +61,17 @@ def _key(encoder: EncoderIdentity, max_tokens: int, sentences: Sequence[str]) ->
 
 def _write_tokens(path: Path, sentences: Sequence[str], encoder: Encoder, max_tokens: int) -> None:
     tqdm = extra("tqdm", "training").tqdm
+    header = {"descr": "<f2", "fortran_order": False, "shape": (len(sentences), max_tokens, encoder.dim)}
     with (
         replacing(path) as temporary,
+        temporary.open("wb") as file,  # not mapped: a full disk ends a process that writes to a map
         tqdm(total=len(sentences), unit=" sentences", desc=f"{encoder.name}") as progress,
     ):
-        tokens = open_memmap(temporary, "w+", np.float16, (len(sentences), max_tokens, encoder.dim))
+        write_array_header_1_0(file, header)
         for rows in slices(len(sentences), SENTENCES_AT_ONCE):
             batch = list(sentences[rows])
-            for row, x in enumerate(check_token_embeddings(encoder(batch), batch, encoder), rows.start):
-                tokens[row, : len(x)] = x[:max_tokens]
+            tokens = np.zeros((len(batch), max_tokens, encoder.dim), "<f2")
+            for row, x in zip(tokens, check_token_embeddings(encoder(batch), batch, encoder), strict=True):
+                row[: len(x)] = x[:max_tokens]
+            file.write(tokens.tobytes())
             progress.update(len(batch))
-        tokens.flush()
-        del tokens

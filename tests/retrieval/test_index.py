@@ -608,14 +608,6 @@ def test_what_cannot_be_written(limit):
             assert index.weights_path is None
 
 
-def test_killed_at_random_moments(root):
-    """Of adding, deleting, optimising and calibrating; benchmarks/kill_index.py does the same a hundred times."""
-    command = [sys.executable, "-W", "ignore", root / "benchmarks" / "kill_index.py", "--times", "5"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("killed 5 times")
-
-
 def test_weights_path(small_op, tmp_path):
     """Noted in one commit, kept through additions, and none before the first."""
     experts, ind, _ = random_inputs(SMALL, 3)
