@@ -48,11 +48,6 @@ def import_lance(name: str) -> ModuleType:
     return module
 
 
-def lance_reason(error: BaseException) -> str:
-    """The first line of Lance's message, without the place in its own sources."""
-    return str(error).partition(", /")[0].splitlines()[0]
-
-
 def check_lance() -> None:
     """Raise RuntimeError in a process made by fork from one that had used Lance."""
     if _lance.is_lost:

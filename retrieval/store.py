@@ -35,7 +35,8 @@ from typing import Any
 import numpy as np
 
 from ..base.dependencies import extra, is_panic
-from ..base.forks import check_lance, import_lance, lance_reason
+from ..base.forks import check_lance, import_lance
+from ..base.lance_files import is_uncommitted, lance_reason
 from ..base.matrices import from_matrix, to_matrix
 from ..base.slices import slices
 from ..features.formats import LANCE_HEADER
@@ -200,7 +201,7 @@ class VideoStore:
             return self._lance.dataset(self.uri)
         except (ValueError, OSError) as error:
             if "was not found" in str(error) or "Not found" in str(error):
-                if self._local and any(Path(self.uri).iterdir()):
+                if self._local and not is_uncommitted(Path(self.uri)):
                     raise ValueError(f"{self.uri}: expected a Lance dataset, found something else") from None
                 return None
             raise

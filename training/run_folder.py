@@ -73,8 +73,9 @@ class RunFolder:
         self._state_seconds = self._state_written - start
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        with replacing(self.path / STATE, RuntimeError) as temporary:
-            torch.save(state, temporary)
+        # Opened here: PyTorch alone would not say that the disk is full.
+        with replacing(self.path / STATE) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def write_metrics(self, history: list[dict[str, float]]) -> None:
         """Write the rows of all epochs, and the last one as events."""

@@ -5,9 +5,9 @@
 
 An operation of operations.py works in a small file system in memory. At its start or after a piece that is drawn at
 random, a file fills this, but for a number of bytes that is drawn, too. The operation must then raise one OSError of
-one line, which names a path, and print no traceback. While the disk is still full, everything acknowledged must be
-there; when there is room again, the operation goes on in the same place, and its end must be that of an undisturbed
-run. Counted for each operation are
+one line, which names a path and says that there is no space, and print no traceback. While the disk is still full,
+everything acknowledged must be there. When there is room again, the operation goes on in the same place, and its end
+must be that of an undisturbed run. Counted for each operation are
 
 - cases: runs that met a full disk, and `fitted`, runs for which the room was enough;
 - unclear: another error, or a traceback beside it;
@@ -178,7 +178,7 @@ class Campaign:
             self._note("died", f"{what}: status {content[0]}: {printed[-500:]}")
         elif kind == "raised":
             self._note("unclear", f"{what}: {content[1]}")
-        elif str(self._disk) not in content[0] or "\n" in content[0]:
+        elif not all(x in content[0] for x in (str(self._disk), "No space left")) or "\n" in content[0]:
             self._note("unclear", f"{what}: {content[0]}")
         elif "Traceback" in printed or "panicked" in printed:
             self._note("unclear", f"{what}: {printed[-1500:]}")

@@ -37,6 +37,7 @@ from collaborative_experts import (  # noqa: E402
     similarity,
 )
 from collaborative_experts.apps import bulk  # noqa: E402
+from collaborative_experts.base.lance_files import is_uncommitted  # noqa: E402
 from collaborative_experts.features.extract import run as extraction  # noqa: E402
 from collaborative_experts.features.extract.clips import Clips  # noqa: E402
 from collaborative_experts.features.extract.dataset import FeatureDataset, open_dataset  # noqa: E402
@@ -291,7 +292,8 @@ class Extract(Operation):
     @staticmethod
     def _rows(place: Path) -> dict[str, Any]:
         path = place / "features.lance"
-        rows = open_dataset(path).to_table().to_pylist() if path.exists() else []
+        is_there = path.exists() and not is_uncommitted(path)
+        rows = open_dataset(path).to_table().to_pylist() if is_there else []
         by_id = {row["id"]: row for row in rows}
         require(len(by_id) == len(rows), "a clip is there twice")
         return by_id

@@ -27,7 +27,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from ...base.dependencies import extra
-from ...base.forks import import_lance, lance_reason
+from ...base.forks import import_lance
+from ...base.lance_files import is_uncommitted, lance_reason
 from ..formats import LANCE_HEADER
 from .expert import Extracted
 
@@ -137,7 +138,7 @@ class FeatureDataset:
         self._schema = _schema(making)
         self.ids: set[str] = set()
         self.complete: set[str] = set()
-        if not path.exists():
+        if not path.exists() or is_uncommitted(path):
             with _reporting(path):
                 empty = self._schema.empty_table()
                 self._lance.write_dataset(empty, str(path), mode="create", data_storage_version="2.1")
