@@ -1,6 +1,6 @@
 """A full disk in every operation that writes: one clear error, and what was there before is intact.
 
-    python benchmarks/proof/full.py [--cases 220] [--seed 0] [--operations extract save]
+    python benchmarks/proof/full.py [--cases 200] [--seed 0] [--operations extract save]
     unshare --map-root-user --mount python benchmarks/proof/full.py   # without the rights to mount
 
 An operation of operations.py works in a small file system in memory. At its start or after a piece that is drawn at
@@ -49,7 +49,7 @@ FINDINGS = ("unclear", "died", "lost", "different", "stuck")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=220, help="of all operations together")
+    parser.add_argument("--cases", type=int, default=200, help="of all operations together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--operations", nargs="+", choices=ALL, default=list(ALL))
     options = parser.parse_args()
