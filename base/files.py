@@ -47,9 +47,12 @@ def naming(path: Path, *failures: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in NO_ROOM):
+            cause = cause.__context__
+        if cause is None and isinstance(error, OSError):
             raise
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        reason = getattr(cause, "strerror", None) or str(error).partition("\n")[0]
         raise OSError(f"{path}: cannot be written: {reason}") from None
 
 

@@ -73,8 +73,8 @@ class RunFolder:
         self._state_seconds = self._state_written - start
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        # Opened here: PyTorch alone would not say that the disk is full.
-        with replacing(self.path / STATE) as temporary, temporary.open("wb") as file:
+        # Opened here: PyTorch's error then has that of the full disk as its context.
+        with replacing(self.path / STATE, RuntimeError) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
 
     def write_metrics(self, history: list[dict[str, float]]) -> None:
