@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..base.files import naming
+
 Entry = dict[str, Any]
 
 
@@ -33,13 +35,13 @@ class Journal:
         self.finished: dict[int, Entry] = self._read()
 
     def finish(self, task: int, entry: Entry) -> None:
-        """Note that a task is finished: all that it made is stored."""
+        """Note that a task is finished: all that it made is stored. Raises OSError where there is no room."""
         self.finished[task] = entry
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = len(self.finished) == 1
-        with self.path.open("w" if is_new else "a", encoding="utf-8") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(self.path), self.path.open("w" if is_new else "a", encoding="utf-8") as file:
             if is_new:
                 file.write(json.dumps(self._head))
             file.write("\n" + json.dumps([task, entry]))  # a line that a crash has cut stays a line of its own

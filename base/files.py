@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import csv
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 from uuid import uuid4
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a disk, a quota or a limit that is full."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     """A temporary path beside `path`. It replaces `path` when the block ends well, and is removed otherwise.
+
+    Args:
+        failures: as of `naming`.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        OSError: there is no room for the file.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path, *failures):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, *failures: type[Exception]) -> Iterator[None]:
+    """The error of a full disk, which names no file, as an OSError of one line that names `path`.
+
+    Args:
+        failures: what a library raises where it cannot write.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *failures)
+    try:
+        yield
+    except kinds as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in NO_ROOM):
+            cause = cause.__context__
+        if cause is None and isinstance(error, OSError):
+            raise
+        reason = getattr(cause, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(f"{path}: cannot be written: {reason}") from None
 
 
 def local_path(uri: str | None) -> Path | None:

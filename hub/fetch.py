@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 
 from ..base.config import CEConfig
 from ..base.dependencies import extra
-from ..base.files import replacing
+from ..base.files import naming, replacing
 from ..model.cenet import meta_model
 from ..model.checkpoint import check_weights, read_config, read_weights, write_weights
 from .published import CHECKPOINT, CONFIG, FetchError, Model, find_model, is_secure, model_at, table
@@ -41,6 +41,7 @@ def fetch(model: Model, folder: Path = WEIGHTS_DIR, force: bool = False) -> Path
     Raises:
         FileNotFoundError: there is no such folder.
         FetchError: no connection, an answer that is not the model, or not the file that was first fetched.
+        OSError: there is no room for it.
         ImportError: the extra `weights` is missing.
     """
     if not folder.is_dir():
@@ -50,7 +51,7 @@ def fetch(model: Model, folder: Path = WEIGHTS_DIR, force: bool = False) -> Path
     lock.check("url", model.url, target)
     if not force and is_complete(target):
         return target
-    with TemporaryDirectory(dir=folder, prefix=f".{model.name}.", suffix=".part") as name:
+    with naming(target), TemporaryDirectory(dir=folder, prefix=f".{model.name}.", suffix=".part") as name:
         config_url, checkpoint_url = f"{model.url}/{CONFIG}", f"{model.url}/{CHECKPOINT}"
         config_file = download(config_url, Path(name), retries=0)
         lock.check("config_sha256", sha256(config_file), config_url)

@@ -253,8 +253,8 @@ class CollaborativeExperts(NNOperator):
         if format == "onnx":
             weights = self._open_weights(self.modality)
             return export_onnx(path, self.config, weights, self.identity, self.modality)
-        with replacing(Path(path)) as temporary:
-            torch.save(dict(self._open_weights()), temporary)
+        with replacing(Path(path), RuntimeError) as temporary, temporary.open("wb") as file:
+            torch.save(dict(self._open_weights()), file)
         return Path(path)
 
     @property

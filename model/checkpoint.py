@@ -200,14 +200,11 @@ def write_weights(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights are written as .safetensors, got the suffix {path.suffix!r}")
-    with replacing(path) as temporary:
+    with replacing(path, SafetensorError) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # of the user's new files; save_file makes its file private
-        try:
-            metadata = {CONFIG_KEY: json.dumps(config.to_dict()), NOTES_KEY: json.dumps(dict(notes or {}))}
-            save_file(_unshared(weights), temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written: {error}") from None
+        metadata = {CONFIG_KEY: json.dumps(config.to_dict()), NOTES_KEY: json.dumps(dict(notes or {}))}
+        save_file(_unshared(weights), temporary, metadata)
         temporary.chmod(mode)
     return path
 

@@ -190,9 +190,11 @@ class Chunk:
         """(T, n) float32; 0 where the weights used sum to 0."""
         texts, totals = len(queries), self._totals(queries).float()
         scores = torch.zeros(texts, self.size)
+        if not texts:
+            return scores
         parts = list(slices(texts, max(1, PART // max(1, self.size))))
         for m, multiply, steps in zip(self._experts, self._multiply, self._steps, strict=True):
-            coarse, fine = multiply(queries.values[m]).split(max(1, texts))
+            coarse, fine = multiply(queries.values[m]).split(texts)
             for rows in parts:
                 whole = coarse[rows].float().add_(fine[rows], alpha=0.5 / INT8_STEPS)
                 scores[rows].addcmul_(whole.mul_(queries.factors[m, rows]), steps)

@@ -36,6 +36,7 @@ import numpy as np
 
 from ..base.dependencies import extra, is_panic
 from ..base.forks import check_lance, import_lance
+from ..base.lance_files import is_uncommitted, lance_reason
 from ..base.matrices import from_matrix, to_matrix
 from ..base.slices import slices
 from ..features.formats import LANCE_HEADER
@@ -200,7 +201,7 @@ class VideoStore:
             return self._lance.dataset(self.uri)
         except (ValueError, OSError) as error:
             if "was not found" in str(error) or "Not found" in str(error):
-                if self._local and any(Path(self.uri).iterdir()):
+                if self._local and not is_uncommitted(Path(self.uri)):
                     raise ValueError(f"{self.uri}: expected a Lance dataset, found something else") from None
                 return None
             raise
@@ -237,16 +238,16 @@ class VideoStore:
         except StoreError:
             raise
         except (OSError, RuntimeError) as error:
-            raise StoreError(f"{self.uri}: cannot {what}: {_first_line(error)}") from None
+            raise StoreError(f"{self.uri}: cannot {what}: {lance_reason(error)}") from None
         except ValueError as error:
             # Those of another class are of JSON, Arrow and texts that are damaged.
             if type(error) is ValueError and not str(error).startswith(_LANCE_FAILURES):
                 raise
-            raise StoreError(f"{self.uri}: cannot {what}: {_first_line(error)}") from None
+            raise StoreError(f"{self.uri}: cannot {what}: {lance_reason(error)}") from None
         except BaseException as error:
             if not is_panic(error):
                 raise
-            raise StoreError(f"{self.uri}: cannot {what}, its files are damaged: {_first_line(error)}") from None
+            raise StoreError(f"{self.uri}: cannot {what}, its files are damaged: {lance_reason(error)}") from None
 
     def addresses(self, dataset: Any, where: str | None = None, ids: Sequence[str] | None = None) -> np.ndarray:
         """Row addresses (n,) int64, ascending, of the rows that meet a SQL condition and have one of these ids.
@@ -630,12 +631,7 @@ def _among(ids: Sequence[str]) -> str:
 
 def _of_condition(error: ValueError) -> str:
     """What Lance says against a condition, which it repeats as a whole, or names columns that no caller knows."""
-    reason = _first_line(error).removeprefix("Invalid user input: ").partition(". Valid fields")[0]
+    reason = lance_reason(error).removeprefix("Invalid user input: ").partition(". Valid fields")[0]
     for begin in ("Schema error: ", "sql parser error: "):
         reason = reason.rpartition(begin)[2]
     return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of Lance's message, without the place in its own sources."""
-    return str(error).partition(", /")[0].splitlines()[0]

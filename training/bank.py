@@ -65,7 +65,7 @@ def write_bank(path: Path, bank: QueryBank) -> None:
     tensors = {f"embds.{name}": torch.as_tensor(x).half().contiguous() for name, x in bank.text.embds.items()}
     model = bank.text.model
     content = {"beta": bank.beta, "experts": list(bank.text.embds), "config": model.config, "weights": model.weights}
-    with replacing(path) as temporary:
+    with replacing(path, SafetensorError) as temporary:
         save_file(tensors | {"weights": torch.as_tensor(bank.text.weights).contiguous()}, temporary,
                   {METADATA_KEY: json.dumps(content)})  # fmt: skip
 

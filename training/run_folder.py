@@ -80,8 +80,9 @@ class RunFolder:
         self._state_seconds = self._state_written - start
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        with replacing(self.path / STATE) as temporary:
-            torch.save(state, temporary)
+        # Opened here: PyTorch's error then has that of the full disk as its context.
+        with replacing(self.path / STATE, RuntimeError) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def write_metrics(self, history: list[dict[str, float]]) -> None:
         """Write the rows of all epochs, and the last one as events."""

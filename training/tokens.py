@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..base.dependencies import extra
-from ..base.files import replacing
+from ..base.files import naming, replacing
 from ..base.slices import slices
 from .encoder import Encoder, EncoderIdentity, check_token_embeddings, identify
 
@@ -62,7 +62,9 @@ def embed_tokens(sentences: Sequence[str], encoder: Encoder, folder: str | Path 
     rows: dict[bytes, list[int]] = defaultdict(list)
     for row, sentence in enumerate(sentences):
         rows[_digest(sentence)].append(row)
-    with TemporaryFile(dir=folder) as file:  # lives as long as it is mapped
+    with naming(kept), TemporaryFile(dir=folder) as file:  # lives as long as it is mapped
+        for _ in sentences:  # a full disk would end a process that writes to a map of what is not there
+            file.write(bytes(2 * max_tokens * encoder.dim))
         tokens = np.memmap(file, np.float16, "w+", shape=(len(sentences), max_tokens, encoder.dim))
     found = set()
     for digest, x in _read(kept, rows.keys()):
@@ -119,5 +121,6 @@ def _write(folder: Path, sentences: list[str], embedded: list[np.ndarray]) -> No
         "ends": np.cumsum([len(x) for x in embedded]),
         "tokens": np.concatenate(embedded),
     }
-    with replacing(folder / f"{hashlib.sha256(digests).hexdigest()[:16]}.safetensors") as temporary:
+    path = folder / f"{hashlib.sha256(digests).hexdigest()[:16]}.safetensors"
+    with replacing(path, SafetensorError) as temporary:
         save_file(content, temporary)

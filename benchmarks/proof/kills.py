@@ -139,12 +139,12 @@ class Campaign:
                 if child.ended[0] != "died":
                     break
                 self._counts["kills"] += 1
-                start = _judged("lost", lambda said=said: self._operation.look(self._given, self._place, said))
+                start = judged("lost", lambda said=said: self._operation.look(self._given, self._place, said))
                 said = max(said, start - 1)
             if child.ended[0] == "raised":
                 raise Finding("stuck", child.ended)
             self._counts["ends"] += 1
-            _judged("different", lambda: self._operation.finish(self._given, self._place))
+            judged("different", lambda: self._operation.finish(self._given, self._place))
         except (Finding, Stuck) as finding:
             kind = getattr(finding, "kind", "stuck")
             self._counts[kind] += 1
@@ -172,7 +172,7 @@ class Campaign:
         return child, numbers + child.kill()
 
 
-def _judged(kind: str, look: Callable[[], Any]) -> Any:
+def judged(kind: str, look: Callable[[], Any]) -> Any:
     """What a function that looks at the place gives, in a process of its own. Raises Finding."""
     try:
         return ask(look)

@@ -37,6 +37,7 @@ from collaborative_experts import (  # noqa: E402
     similarity,
 )
 from collaborative_experts.apps import bulk  # noqa: E402
+from collaborative_experts.base.lance_files import is_uncommitted  # noqa: E402
 from collaborative_experts.features.extract import run as extraction  # noqa: E402
 from collaborative_experts.features.extract.clips import Clips  # noqa: E402
 from collaborative_experts.features.extract.dataset import FeatureDataset, open_dataset  # noqa: E402
@@ -44,7 +45,7 @@ from collaborative_experts.features.extract.media import View  # noqa: E402
 from collaborative_experts.hub.fetch import fetch  # noqa: E402
 from collaborative_experts.hub.published import Model  # noqa: E402
 from collaborative_experts.model.cenet import initial_state  # noqa: E402
-from collaborative_experts.model.checkpoint import read_weights, write_weights  # noqa: E402
+from collaborative_experts.model.checkpoint import NOTES_KEY, read_weights, write_weights  # noqa: E402
 from collaborative_experts.training import loop, run_folder, schedule  # noqa: E402
 from collaborative_experts.training.bank import read_bank  # noqa: E402
 from collaborative_experts.training.settings import combine  # noqa: E402
@@ -291,7 +292,8 @@ class Extract(Operation):
     @staticmethod
     def _rows(place: Path) -> dict[str, Any]:
         path = place / "features.lance"
-        rows = open_dataset(path).to_table().to_pylist() if path.exists() else []
+        is_there = path.exists() and not is_uncommitted(path)
+        rows = open_dataset(path).to_table().to_pylist() if is_there else []
         by_id = {row["id"]: row for row in rows}
         require(len(by_id) == len(rows), "a clip is there twice")
         return by_id
@@ -381,9 +383,8 @@ class Train(Operation):
 
     def finish(self, given: Path, place: Path) -> None:
         for name in (run_folder.BEST, run_folder.BANK):
-            require(
-                read(place / "run" / name) == read(given / "run" / name), f"{name} is not that of an undisturbed run"
-            )
+            same = self._weights(place / "run" / name) == self._weights(given / "run" / name)
+            require(same, f"{name} is not that of an undisturbed run")
         require(self._history(place) == self._history(given), "other figures than those of an undisturbed run")
 
     @staticmethod
@@ -392,6 +393,14 @@ class Train(Operation):
         state = run_folder.read_state(folder / run_folder.STATE)
         members = 0 if state["search"] is None else 1 + len(state["search"]["members"])
         return 1000 * members + state["epoch"]
+
+    @staticmethod
+    def _weights(path: Path) -> Any:
+        """The content of a file without the seconds that are noted in it."""
+        metadata, tensors = read(path)
+        notes = json.loads(metadata.get(NOTES_KEY, "{}"))
+        notes.get("metrics", {}).pop("seconds", None)
+        return metadata | {NOTES_KEY: notes}, tensors
 
     @staticmethod
     def _history(place: Path) -> list[list[str]]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from ...base.dependencies import extra
 from ...base.forks import import_lance
+from ...base.lance_files import is_uncommitted, lance_reason
 from ..formats import LANCE_HEADER
 from .expert import Extracted
 
@@ -126,6 +127,9 @@ class FeatureDataset:
         making: how its features are made.
         ids: the clips that are in the dataset.
         complete: the names of the files of which every clip is in it.
+
+    Raises:
+        OSError: it cannot be written, here or by a method.
     """
 
     def __init__(self, path: Path, making: Making) -> None:
@@ -134,8 +138,10 @@ class FeatureDataset:
         self._schema = _schema(making)
         self.ids: set[str] = set()
         self.complete: set[str] = set()
-        if not path.exists():
-            self._lance.write_dataset(self._schema.empty_table(), str(path), mode="create", data_storage_version="2.1")
+        if not path.exists() or is_uncommitted(path):
+            with _reporting(path):
+                empty = self._schema.empty_table()
+                self._lance.write_dataset(empty, str(path), mode="create", data_storage_version="2.1")
             return
         dataset = open_dataset(path)
         making.check_same(Making.from_schema(path, dataset.schema), path)
@@ -153,15 +159,26 @@ class FeatureDataset:
     def append_table(self, table: Any) -> None:
         """Add the rows of `rows_table` in one commit."""
         if len(table):
-            self._lance.write_dataset(table.cast(self._schema), str(self.path), mode="append")
+            with _reporting(self.path):
+                self._lance.write_dataset(table.cast(self._schema), str(self.path), mode="append")
         self.ids.update(table["id"].to_pylist())
 
     def compact(self) -> None:
         """Join the small files that many commits leave, which are slow to read."""
         dataset = open_dataset(self.path)
         if len(dataset.get_fragments()) > 1:
-            dataset.optimize.compact_files()
-            dataset.cleanup_old_versions(retain_versions=1)
+            with _reporting(self.path):
+                dataset.optimize.compact_files()
+                dataset.cleanup_old_versions(retain_versions=1)
+
+
+@contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """Errors of Lance where it writes as an OSError of one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"{path}: cannot be written: {lance_reason(error)}") from None
 
 
 @contextmanager
@@ -196,8 +213,7 @@ def open_dataset(path: Path) -> Any:
     try:
         return import_lance(EXTRA).dataset(str(path))
     except (ValueError, OSError) as error:
-        reason = str(error).partition(", /")[0].splitlines()[0]
-        raise ValueError(f"{path}: expected a Lance dataset of features: {reason}") from None
+        raise ValueError(f"{path}: expected a Lance dataset of features: {lance_reason(error)}") from None
 
 
 def file_of(clip_id: str) -> str:

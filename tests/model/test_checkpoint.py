@@ -1,5 +1,6 @@
 """Weight files: what loads, what is refused and how it is said, and that nothing half-written stays."""
 
+import errno
 import os
 import pickle
 import re
@@ -255,6 +256,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(small_op, tmp_path)
         raise KeyboardInterrupt
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """By the file, whatever the library says; other errors stay what they are."""
+    path = tmp_path / "w.safetensors"
+    message = f"^{re.escape(str(path))}: cannot be written: No space left on device$"
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("No space left on device\nat 1")):
+        with pytest.raises(OSError, match=message), replacing(path, RuntimeError):
+            raise error
+    with pytest.raises(ConnectionError, match="no answer"), replacing(path, RuntimeError):
+        raise ConnectionError("no answer")
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_nothing_can_be_written(small_op, tmp_path):

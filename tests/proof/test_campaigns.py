@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -63,15 +64,45 @@ def test_hostile_pickles_are_armed(load, tmp_path):
         hostile.marker(hostile_file).unlink()
 
 
-def test_threads(root):
-    """In a process of its own, for it makes others by fork."""
+@pytest.fixture
+def count(root):
+    """The counts of a script that makes processes by fork, run in a process of its own."""
+
+    def count(name, *options, before=()):
+        script = root / "benchmarks" / "proof" / f"{name}.py"
+        done = subprocess.run(
+            [*before, sys.executable, "-W", "ignore", script, *options], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return count
+
+
+def test_kills(count):
+    for module in ("av", "lance", "lightning_fabric", "matplotlib", "pooch", "tensorboard"):
+        pytest.importorskip(module)
+    operations = ["extract", "embed", "calibrate", "delete", "fetch", "tokens"]
+    counts = count("kills", "--kills", "12", "--operations", *operations)
+    assert counts["kills"] == 12
+    assert counts["ends"] >= 3
+
+
+def test_full_disks(count):
+    """In a namespace of its own, so that nothing stays mounted."""
+    for module in ("lance", "pooch", "tensorboard"):
+        pytest.importorskip(module)
+    alone = ("unshare", "--map-root-user", "--mount")
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("needs the rights to mount")
+    counts = count("full", "--cases", "3", "--operations", "save", "fetch", "tokens", before=alone)
+    assert counts["cases"] == 3
+
+
+def test_threads(count):
     for module in ("lance", "fastapi"):
         pytest.importorskip(module)
-    script = root / "benchmarks" / "proof" / "threads.py"
-    command = [sys.executable, "-W", "ignore", script, "--threads", "8", "--seconds", "3"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])
+    counts = count("threads", "--threads", "8", "--seconds", "3")
     assert counts["process calls"] == 4
     assert min(counts[f"{kind} calls"] for kind in ("operator", "index", "service")) > 8
 

@@ -282,6 +282,18 @@ def test_which_paths(tmp_path):
         VideoIndex(tmp_path / "videos.lance", "films")
 
 
+def test_a_first_write_that_did_not_end(path):
+    """Such as on a full disk: the next one makes the index."""
+    text, video = some()
+    for name in ("_versions", "_transactions", "data"):
+        (path / name).mkdir(parents=True)
+    (path / "_transactions" / "0-1.txn").write_bytes(b"half")
+    with VideoIndex(path) as index:
+        assert len(index) == 0
+        index.add(NAMES, video)
+        check_answers(index, text, video, NAMES, 60)
+
+
 def test_what_is_no_index(tmp_path):
     """Other content is neither read nor touched."""
     (tmp_path / "file.lance").write_text("something else")

@@ -113,6 +113,18 @@ def test_a_folder_to_a_dataset(media, tmp_path, workers, dtype):
     assert (row["words_labels"], row["words_scores"]) == (["b", "a"], [0.75, 0.25])
 
 
+def test_a_first_write_that_did_not_end(media, tmp_path):
+    """Such as on a full disk: the next run makes the dataset."""
+    to = tmp_path / "features.lance"
+    (to / "_transactions").mkdir(parents=True)
+    (to / "_transactions" / "0-1.txn").write_bytes(b"half")
+    assert go(media, to).clips == len(rows(to)) > 0
+    (tmp_path / "other.lance").mkdir()
+    (tmp_path / "other.lance" / "notes.txt").write_text("something else")
+    with pytest.raises(ValueError, match="expected a Lance dataset of features"):
+        go(media, tmp_path / "other.lance")
+
+
 def test_it_is_read_like_any_file_of_features(media, tmp_path):
     to = tmp_path / "features.lance"
     go(media, to, clips=Clips(2.0))
