@@ -152,7 +152,7 @@ class Queries:
 def _query_error(x: Tensor, values: Tensor) -> Tensor:
     """(T,): at least the length of what the 14 bits of `values` leave of x."""
     largest = x.abs().amax(1, keepdim=True).clamp_min(1e-12).double()
-    coarse, fine = values.double().split(len(x))
+    coarse, fine = values.double().tensor_split(2)
     given = (coarse + fine / (2 * INT8_STEPS)) * (largest / INT8_STEPS)
     return (torch.linalg.vector_norm(x - given, dim=1) * (1 + 1e-5)).float() + 1e-7 * largest[:, 0].float()
 
@@ -194,7 +194,7 @@ class Chunk:
             return scores
         parts = list(slices(texts, max(1, PART // max(1, self.size))))
         for m, multiply, steps in zip(self._experts, self._multiply, self._steps, strict=True):
-            coarse, fine = multiply(queries.values[m]).split(texts)
+            coarse, fine = multiply(queries.values[m]).tensor_split(2)
             for rows in parts:
                 whole = coarse[rows].float().add_(fine[rows], alpha=0.5 / INT8_STEPS)
                 scores[rows].addcmul_(whole.mul_(queries.factors[m, rows]), steps)
