@@ -262,13 +262,12 @@ run_folder.STATE_SHARE = float("inf")
 
 plain, saved = torch.save, []
 
-def save(state, path):
-    saved.append(path)
+def save(state, file):
+    saved.append(file)
+    plain(state, file)
     if len(saved) < 3:
-        return plain(state, path)
-    plain(state, path)
-    with open(path, "r+b") as file:
-        file.truncate(os.path.getsize(path) // 2)
+        return
+    file.truncate(file.tell() // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 
 torch.save = save
