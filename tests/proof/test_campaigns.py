@@ -109,7 +109,7 @@ def test_threads(count):
 
 def test_leaks(load):
     leaks = load("leaks")
-    results = leaks.campaign({"calls": 800, "constructions": 60})
+    results = leaks.campaign({"calls": 400, "constructions": 40})
     assert all(result["growth"] < leaks.MOST for result in results.values()), results
 
 

@@ -335,8 +335,8 @@ def test_any_damage_is_an_error_of_ours(tmp_path):
             clips_of(tmp_path / "a.mp4", 1.0)
 
 
-def test_hours_take_little_memory(root, tmp_path):
-    """Three hours as one clip, with sound; decoded frames would take 2 GB, sound as float32 0.7 GB."""
+def test_an_hour_takes_little_memory(root, tmp_path):
+    """An hour as one clip, with sound; decoded frames would take 0.7 GB, sound as float32 0.23 GB."""
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
@@ -350,11 +350,11 @@ def test_hours_take_little_memory(root, tmp_path):
         "print(clip.end_s, len(clip.sound), len(audio([clip])[0]), len(motion([clip])[0]))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    frames = np.zeros((1080, 256, 256, 3), np.uint8)
-    frames[:] = np.arange(1080)[:, None, None, None] % 256
+    frames = np.zeros((360, 256, 256, 3), np.uint8)
+    frames[:] = np.arange(360)[:, None, None, None] % 256
     path = tmp_path / "a.mkv"
-    noise = np.random.default_rng(0).integers(-900, 900, 3 * 3600 * 8000, dtype=np.int16)
-    write_media(path, frames, times=[10 * i for i in range(1080)], sound=noise, rate=8000)
+    noise = np.random.default_rng(0).integers(-900, 900, 3600 * 8000, dtype=np.int16)
+    write_media(path, frames, times=[10 * i for i in range(360)], sound=noise, rate=8000)
     command = [
         sys.executable,
         "-W",
@@ -368,5 +368,5 @@ def test_hours_take_little_memory(root, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     end_s, samples, tokens, motion, kilobytes = map(float, done.stdout.split())
-    assert (end_s, samples, tokens, motion) == (10_800, 10_800 * media.SAMPLE_RATE, 10_800, 288)
-    assert kilobytes < 700_000
+    assert (end_s, samples, tokens, motion) == (3600, 3600 * media.SAMPLE_RATE, 3600, 288)
+    assert kilobytes < 200_000
