@@ -93,8 +93,8 @@ def _fit(
         delete_run(run.folder)
     checkpoint = run.folder / STATE
     resumed = checkpoint if resume and checkpoint.is_file() else None
-    device = resolve_device(None)
-    result = train(config, run.training, dataset, validation, resumed, None, device, every, notes)
+    settings, device = run.training, resolve_device(None)
+    result = train(config, settings, dataset, validation, resumed, device=device, refit_dataset=every, notes=notes)
     if _reports():
         (run.folder / EVALUATION).unlink(missing_ok=True)  # of other weights
         write_card(run.folder)

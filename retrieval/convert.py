@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..base.dependencies import extra
-from .exact_search import CHUNK
 from .milvus import connect, read_all, read_columns, read_header, reporting
 from .rows import Header, NewVideos
-from .store import VideoStore
+from .store import ROWS, VideoStore
 
 
 def convert_index(source: str | Path, target: str | Path, collection: str = "videos") -> int:
@@ -74,6 +73,6 @@ def _copy(source: str, collection: str, store: VideoStore) -> int:
 
 def _videos(header: Header, entries: Iterator[dict[str, Any]]) -> Iterator[NewVideos]:
     """Entries of Milvus as rows for the store, some at a time."""
-    while part := list(islice(entries, CHUNK)):
+    while part := list(islice(entries, ROWS)):
         vectors, extras = read_columns(part, header.dims)
         yield NewVideos(vectors.ids.tolist(), vectors.available, vectors.joint.__getitem__, extras)

@@ -218,7 +218,7 @@ class Snapshot:
             yield from self.pieces
             return
         dims = list(self.store.stated.dims.values())
-        for rows in _in_chunks(self.store.read_codes(self.dataset), videos_of_a_chunk(dims)):
+        for rows in _in_chunks(self.store.read_codes(self.dataset), _videos_of_a_chunk(dims)):
             yield _piece(rows, dims)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
@@ -350,15 +350,16 @@ class HeldCodes:
             last = pieces.pop()
             added = chain([snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]], added)
         tail = None
-        size = videos_of_a_chunk(dims)
+        size = _videos_of_a_chunk(dims)
         for rows in _in_chunks(added, size):
             pieces.append(_piece(rows, dims))
             tail = CodeRows.concatenate([rows]) if len(rows) < size else None
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
 
 
-def videos_of_a_chunk(dims: Sequence[int]) -> int:
-    return min(CHUNK, max(FEW_VIDEOS, CHUNK_BYTES // sum(dims)))
+def _videos_of_a_chunk(dims: Sequence[int]) -> int:
+    """How many videos of these experts are compared at once."""
+    return min(CHUNK, max(1, CHUNK_BYTES // sum(dims)))
 
 
 def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:

@@ -53,7 +53,7 @@ CHUNK_BYTES = 2**25
 """The most bytes of codes that are compared at once, so that each core has some chunks, and a new one is made soon."""
 
 PART = 2**18
-"""Scores that are added up at once, so that they stay in the cache."""
+"""Scores that are added up at once, so that what is made on the way stays small."""
 
 QUANTISE_ROWS = 512
 """Vectors quantised at once, so that they stay in the cache."""

@@ -31,8 +31,8 @@ bits: processors without VNNI may add the products of two neighbours in 16 bits.
 Way = Callable[[Tensor], Multiply]
 """Holds codes (n, D) int8, n above 0."""
 
-TRIAL_ROWS, TRIAL_DIM = 2048, 512
-"""Size of the codes that the ways are timed with: some milliseconds in all, unless a way is slow."""
+TRIAL_ROWS, TRIAL_DIM = 512, 512
+"""Size of the codes that the ways are timed with: some milliseconds, also where a way is slow."""
 
 TRIAL_TEXTS = (1, 16)
 """A way is as fast as it is with so many texts, one after the other: most searches are for one or a few."""
@@ -81,7 +81,7 @@ def float_product(codes: Tensor) -> Multiply:
 @cache
 def _fastest() -> Way:
     exact = [way for way in (numkong_product, onednn_product) if is_exact(way)]
-    return exact[0] if len(exact) == 1 else min(exact, key=_seconds, default=float_product)
+    return min(exact, key=_seconds, default=float_product)
 
 
 def _seconds(way: Way) -> float:

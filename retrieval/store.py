@@ -42,9 +42,12 @@ from ..base.slices import slices
 from ..features.formats import LANCE_HEADER
 from .arrays import as_numpy
 from .embeddings import ModelIdentity, TextEmbeddings
-from .exact_search import CHUNK, FINE_STEPS, Chunk, Codes, Columns, Vectors, quantise
+from .exact_search import FINE_STEPS, Chunk, Codes, Columns, Vectors, quantise
 from .normalise import QueryBank
 from .rows import Extras, Header, NewVideos, StoreReport, availability, patterns
+
+ROWS = 8192
+"""Rows that are read at once, and of a fragment that small ones are joined to."""
 
 LAYOUT = 1
 """Version of the columns and of the header."""
@@ -338,7 +341,7 @@ class VideoStore:
     def read_fine(self, rows: Rows) -> Iterator[tuple[np.ndarray, Chunk]]:
         """The fine codes of some rows, in chunks, with the addresses of their rows."""
         dims = list(self.stated.dims.values())
-        for part in slices(len(rows.addresses), CHUNK):
+        for part in slices(len(rows.addresses), ROWS):
             piece = Rows(rows.dataset, rows.addresses[part], rows.positions[part])
             table = piece.take(["pattern", "fine", "scale", "fine_residual"])
             chunk = Chunk(
@@ -452,7 +455,7 @@ class VideoStore:
         small = [x for x in self._dataset.get_fragments() if x.physical_rows < SMALL_FRAGMENT]
         if len(small) >= MOST_SMALL_FRAGMENTS:
             dataset = self._writable()
-            dataset.optimize.compact_files(target_rows_per_fragment=CHUNK)
+            dataset.optimize.compact_files(target_rows_per_fragment=ROWS)
             dataset.cleanup_old_versions(older_than=KEPT)
             self.refresh()
 
@@ -465,7 +468,7 @@ class VideoStore:
             bias = self._lance.batch_udf(output_schema=_bias_schema(_BIAS + key))(
                 partial(_biases, bank, self.stated, _BIAS + key)
             )
-            self._writable().add_columns(bias, read_columns=["vector", "pattern"], batch_size=CHUNK)
+            self._writable().add_columns(bias, read_columns=["vector", "pattern"], batch_size=ROWS)
         if old:
             self._writable().drop_columns(old)
         self.refresh()

@@ -19,26 +19,21 @@ Ends with one line of JSON; the exit status is 1 if one of the last five is not 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "2"}
+os.environ |= {"OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "2"}  # before NumPy and PyTorch are imported
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-import torch
-from kills import Finding, judged
-from operations import ALL, Operation
+from campaigns import Finding, Found, judged, main
+from operations import Operation
 from processes import Child, Say, Stuck, ask
 
 SIZE = 2**26
@@ -47,35 +42,10 @@ SIZE = 2**26
 FINDINGS = ("unclear", "died", "lost", "different", "stuck")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=200, help="of all operations together")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--operations", nargs="+", choices=ALL, default=list(ALL))
-    options = parser.parse_args()
-    counts, examples = campaign(options.cases, options.seed, options.operations)
-    for name, found in counts.items():
-        print(f"{name:10} {', '.join(f'{what} {count:,}' for what, count in found.items())}")
-    for example in examples:
-        print(example)
-    total = sum((Counter(found) for found in counts.values()), Counter())
-    print(json.dumps(total | {"seed": options.seed, "operations": counts}))
-    sys.exit(any(total[name] for name in FINDINGS))
-
-
-def campaign(cases: int, seed: int, names: Sequence[str]) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """The counts by operation, and what was wrong."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    shares = [len(part) for part in np.array_split(np.arange(cases), len(names))]
-    counts, examples = {}, []
-    for name, share in zip(names, shares, strict=True):
-        rng = np.random.default_rng([seed, list(ALL).index(name)])
-        with tempfile.TemporaryDirectory() as folder, small_disk(Path(folder, "disk")) as disk:
-            found, wrong = Campaign(ALL[name], Path(folder), disk, rng).run(share)
-        counts[name] = found
-        examples += [f"{name}: {what}" for what in wrong]
-    return counts, examples
+def fill_disks(operation: Operation, folder: Path, rng: np.random.Generator, cases: int) -> Found:
+    """Full disks in one operation."""
+    with small_disk(folder / "disk") as disk:
+        return Campaign(operation, folder, disk, rng).run(cases)
 
 
 @contextmanager
@@ -104,7 +74,7 @@ class Campaign:
         self._counts = Counter(dict.fromkeys(("cases", "fitted", "ends", *FINDINGS), 0))
         self._wrong: list[str] = []
 
-    def run(self, cases: int) -> tuple[dict[str, int], list[str]]:
+    def run(self, cases: int) -> Found:
         """The counts after so many cases, and what was wrong."""
         self._given.mkdir()
         ask(lambda: self._operation.prepare(self._given))
@@ -201,4 +171,4 @@ def fill(filler: Path, room: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__.splitlines()[0], "cases", 200, FINDINGS, fill_disks)

@@ -19,28 +19,21 @@ from the seed, and meets another moment in each run.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import statistics
 import sys
-import tempfile
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-os.environ |= {"OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "2"}
+os.environ |= {"OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "2"}  # before NumPy and PyTorch are imported
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import lance  # noqa: F401, imported once for all processes, which use it
 import numpy as np
-import torch
-from operations import ALL, Operation
+from campaigns import Finding, Found, judged, main
+from operations import Operation
 from processes import Child, Say, Stuck, ask, count_calls
 
 MOST_PIECES = 3
@@ -49,43 +42,9 @@ MOST_PIECES = 3
 FINDINGS = ("lost", "different", "stuck")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=1000, help="of all operations together")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--operations", nargs="+", choices=ALL, default=list(ALL))
-    options = parser.parse_args()
-    counts, examples = campaign(options.kills, options.seed, options.operations)
-    for name, found in counts.items():
-        print(f"{name:10} {', '.join(f'{what} {count:,}' for what, count in found.items())}")
-    for example in examples:
-        print(example)
-    total = sum((Counter(found) for found in counts.values()), Counter())
-    print(json.dumps(total | {"seed": options.seed, "operations": counts}))
-    sys.exit(any(total[name] for name in FINDINGS))
-
-
-def campaign(kills: int, seed: int, names: Sequence[str]) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """The counts by operation, and what was wrong."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    shares = [len(part) for part in np.array_split(np.arange(kills), len(names))]
-    counts, examples = {}, []
-    for name, share in zip(names, shares, strict=True):
-        with tempfile.TemporaryDirectory() as folder:
-            rng = np.random.default_rng([seed, list(ALL).index(name)])
-            found, wrong = Campaign(ALL[name], Path(folder), rng).run(share)
-        counts[name] = found
-        examples += [f"{name}: {what}" for what in wrong]
-    return counts, examples
-
-
-class Finding(Exception):  # noqa: N818
-    """What should not be."""
-
-    def __init__(self, kind: str, what: object) -> None:
-        super().__init__(what)
-        self.kind = kind
+def kill(operation: Operation, folder: Path, rng: np.random.Generator, kills: int) -> Found:
+    """Kills of one operation."""
+    return Campaign(operation, folder, rng).run(kills)
 
 
 class Campaign:
@@ -101,7 +60,7 @@ class Campaign:
         self._counts = Counter(dict.fromkeys(("kills", "by call", "ends", *FINDINGS), 0))
         self._wrong: list[str] = []
 
-    def run(self, kills: int) -> tuple[dict[str, int], list[str]]:
+    def run(self, kills: int) -> Found:
         """The counts after so many kills, and what was wrong."""
         self._given.mkdir()
         ask(lambda: self._operation.prepare(self._given))
@@ -172,13 +131,5 @@ class Campaign:
         return child, numbers + child.kill()
 
 
-def judged(kind: str, look: Callable[[], Any]) -> Any:
-    """What a function that looks at the place gives, in a process of its own. Raises Finding."""
-    try:
-        return ask(look)
-    except Stuck as error:
-        raise Finding(kind, error) from None
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__.splitlines()[0], "kills", 1000, FINDINGS, kill)

@@ -229,9 +229,9 @@ def test_a_students_search_is_taught_by_teachers_that_have_not_seen_its_validati
     path.write_text('teachers = ["numbers"]\n' + searching)
     plain = apps_train.train
 
-    def recorded(*given):
-        taught.append((given[2].teacher, given[7].teacher))
-        return plain(*given)
+    def recorded(*given, **named):
+        taught.append((given[2].teacher, named["refit_dataset"].teacher))
+        return plain(*given, **named)
 
     monkeypatch.setattr(apps_train, "train", recorded)
     train_run(path)

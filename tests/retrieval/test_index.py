@@ -390,7 +390,7 @@ def test_exact_after_many_changes(path):
 def test_pieces_of_any_size(path, monkeypatch):
     """Chunks smaller than the additions, larger ones, and codes that are read at each search."""
     monkeypatch.setattr("collaborative_experts.retrieval.embedded.CHUNK", 16)
-    monkeypatch.setattr("collaborative_experts.retrieval.store.CHUNK", 16)
+    monkeypatch.setattr("collaborative_experts.retrieval.store.ROWS", 16)
     monkeypatch.setattr("collaborative_experts.retrieval.store.WRITTEN_BYTES", 10 * 4 * 18)
     text, video = some()
     with VideoIndex(path) as index, VideoIndex(path, memory=0) as streaming:
