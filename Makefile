@@ -1,5 +1,5 @@
 # make demo    run the hub's code example through Towhee's real loader
-# make test    run the tests
+# make test    run the tests, each file in one of several processes
 # make train-demo  make a small corpus of videos, train on it, search it (about a minute); writes demo/
 # make search-demo  the same, then a page on which to search in it; prints its address
 # make install link this folder into your Towhee cache, where ops.video_text_embedding.collaborative_experts() finds it
@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/code_example.py
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 train-demo: $(VENV)/installed
 	$(BIN)/python examples/train_demo.py --folder demo
