@@ -1,8 +1,5 @@
 """The operator itself: constructor, devices, weights folder, both sides, threads, Towhee's conventions."""
 
-import os
-import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -265,32 +262,3 @@ def test_registry_and_pipelines_of_one_side(small_weights):
         vectors = pipe.input("x").map("x", "vec", op).output("vec")
         assert vectors(*inputs).get()[0].shape == shape
     DataCollection(both(experts, ind, text)).show()
-
-
-def test_hub_loader_and_versions(root, small_weights, tmp_path):
-    """Through the cache, in a process of its own: the loader finds the folder, and registers no name."""
-    versions = tmp_path / "operators" / "video-text-embedding" / "collaborative-experts" / "versions"
-    versions.mkdir(parents=True)
-    (versions / "main").symlink_to(root)
-    (versions / "v2").symlink_to(root)
-    code = f"""
-import warnings; warnings.simplefilter("ignore")
-from towhee import ops
-from towhee.runtime.operator_manager import OperatorRegistry
-settings = dict(config={SMALL.to_dict()!r}, weights_path={str(small_weights)!r}, device="cpu")
-for op in (ops.video_text_embedding.collaborative_experts(**settings),
-           ops.video_text_embedding.collaborative_experts(**settings).revision("v2")):
-    print(type(op.get_op()).__module__)
-assert OperatorRegistry.resolve("video-text-embedding/collaborative-experts") is None
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TOWHEE_HOME": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    name = "towhee.operator.video_text_embedding.collaborative_experts"
-    assert done.stdout.split() == [f"{name}.{tag}.hub.operator" for tag in ("main", "v2")]
