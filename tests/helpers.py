@@ -80,6 +80,11 @@ def availability(pattern: str, videos: int, names: tuple[str, ...]) -> dict:
     return ind
 
 
+def fills(pattern: str) -> dict[str, float]:
+    """What may stand in the missing rows; where none is missing, one of them stands for all."""
+    return {"nan": FILLS["nan"]} if pattern == "none" else FILLS
+
+
 def towhee_dict(config: CEConfig) -> dict:
     """The keyword arguments of CENet for a config."""
     variable = {expert.name: expert.clusters for expert in config.experts if expert.variable}

@@ -14,7 +14,7 @@ from collaborative_experts.hub.onnx_nodes import IR_VERSION, OPSET
 from collaborative_experts.model.cenet import initial_state
 from collaborative_experts.model.checkpoint import write_weights
 from collaborative_experts.model.engine import supports
-from helpers import FILLS, FORMS, MISSING, ORDERS, SMALL, availability, cenet, random_inputs
+from helpers import FORMS, MISSING, ORDERS, SMALL, availability, cenet, fills, random_inputs
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -62,7 +62,7 @@ def test_graph_equals_the_operator(form, order, save_cenet, tmp_path):
             available = np.zeros((videos, len(experts)), bool)
             if pattern != "all":
                 available = np.stack([*availability(pattern, videos, config.expert_names).values()], 1) == 1
-            for fill, value in FILLS.items():
+            for fill, value in fills(pattern).items():
                 given = {name: x.copy() for name, x in experts.items()}
                 for i, x in enumerate(given.values()):
                     x[~available[:, i]] = value

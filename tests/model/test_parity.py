@@ -11,13 +11,13 @@ from collaborative_experts import MSRVTT, CollaborativeExperts, similarity
 from collaborative_experts.model.cenet import initial_state
 from collaborative_experts.model.checkpoint import write_weights
 from helpers import (
-    FILLS,
     FORMS,
     MISSING,
     ORDERS,
     SMALL,
     availability,
     cenet,
+    fills,
     largest_difference,
     random_inputs,
     run_cenet,
@@ -37,7 +37,7 @@ def test_embeddings_equal_cenet(form, order, save_cenet):
                 ind = availability(pattern, videos, config.expert_names)
                 theirs = run_cenet(reference, experts, ind, text)
                 their_text = {name: x.squeeze(1) for name, x in theirs["text_embds"].items()}
-                for fill, value in FILLS.items():
+                for fill, value in fills(pattern).items():
                     given = {name: x.copy() for name, x in experts.items()}
                     for name, x in given.items():
                         x[ind[name] == 0] = value
