@@ -360,7 +360,8 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("suffix", [".pth", ".legacy.pth", ".safetensors"])
 def test_damaged_files_give_our_errors_only(suffix, tmp_path):
-    """170 mutations of each format: the file loads, or a ValueError says why not; memory stays bounded."""
+    """60 mutations of each format: the file loads, or a ValueError says why not; memory stays bounded. Many more are
+    in benchmarks/proof/files.py."""
     config = CEConfig.from_dict(authors_config())
     model = cenet(config)
     whole, damaged = tmp_path / f"whole{suffix}", tmp_path / f"damaged{suffix}"
@@ -371,7 +372,7 @@ def test_damaged_files_give_our_errors_only(suffix, tmp_path):
     content, rng = whole.read_bytes(), random.Random(0)
     experts, ind, text = random_inputs(config, 2)
     refused, before = 0, peak_memory(forget=True)
-    for _ in range(170):
+    for _ in range(60):
         damaged.write_bytes(mutate(content, rng))
         try:
             op = CollaborativeExperts(config, damaged, device="cpu")
@@ -379,7 +380,7 @@ def test_damaged_files_give_our_errors_only(suffix, tmp_path):
             refused += 1
         else:  # numbers may be wrong, but the model is whole
             assert [x.shape for x in op(experts, ind, text)[1].values()] == [(2, 16)] * 5
-    assert refused > 40
+    assert refused > 14
     assert peak_memory() < before + (500 << 20)
 
 

@@ -70,7 +70,7 @@ def test_lower_bound(case):
     assert abs(same.biases(whole)[0] - (slope @ whole.joint()[0] + least)) < 1e-6
 
 
-@pytest.fixture(params=[(1024, 1024), (7, 3)], ids=["one tile", "small tiles"])
+@pytest.fixture(params=[(1024, 1024), (23, 8)], ids=["one tile", "small tiles"])
 def tiles(request, monkeypatch):
     monkeypatch.setattr("collaborative_experts.retrieval.similarity.TEXTS", request.param[0])
     monkeypatch.setattr("collaborative_experts.retrieval.similarity.VIDEOS", request.param[1])
