@@ -26,6 +26,7 @@ from collaborative_experts.training.objective import Objective, drop_experts
 from collaborative_experts.training.settings import combine
 from collaborative_experts.training.validation import evaluate_model
 from helpers import QUICK, TRAINABLE, captioned, untrained
+from warm_process import Process
 
 
 def losses(result):
@@ -127,13 +128,13 @@ def test_words_are_not_summed_where_the_model_sees_more_of_them():
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["infonce", "max_margin"])
+@pytest.mark.parametrize(("loss", "epochs"), [("infonce", 40), ("max_margin", 120)])
 @pytest.mark.parametrize("form", [{"use_ce": ""}, {"use_ce": "pairwise", "mimic_ce_dims": False}])
-def test_overfits_32_videos(tmp_path, loss, form):
+def test_overfits_32_videos(tmp_path, loss, epochs, form):
     data = captioned(32, missing=0.2)
     op = untrained(CEConfig.from_dict(TRAINABLE.to_dict() | form))
     plain = {"expert_dropout": 0.0, "feature_dropout": 0.0, "weight_decay": 0.0, "average": 0.0}
-    settings = {"epochs": 120, "batch_size": 32, "learning_rate": 1e-2}
+    settings = {"epochs": epochs, "batch_size": 32, "learning_rate": 1e-2}
     result = op.train(settings, data, data, folder=str(tmp_path), loss=loss, **plain)
     assert result.evaluation.text_to_video.r1 == 100
     assert result.evaluation.video_to_text.r1 == 100
@@ -254,7 +255,7 @@ def test_resuming_into_another_folder_brings_the_best_weights(tmp_path):
 
 KILLED = """
 import os, signal, sys, torch
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, sys.argv[1])
 from collaborative_experts.training import run_folder
 from helpers import QUICK, captioned, untrained
 
@@ -271,16 +272,14 @@ def save(state, file):
     os.kill(os.getpid(), signal.SIGKILL)
 
 torch.save = save
-untrained().train(QUICK | {{"epochs": 5}}, captioned(16), captioned(16, seed=1), folder={folder!r})
+untrained().train(QUICK | {"epochs": 5}, captioned(16), captioned(16, seed=1), folder=sys.argv[2])
 """
 
 
 def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(root, tmp_path):
-    script = tmp_path / "killed.py"
     folder = tmp_path / "run"
-    script.write_text(KILLED.format(tests=str(root / "tests"), folder=str(folder)))
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -9, done.stderr
+    process = Process(KILLED, root / "tests", folder)
+    assert process.wait(120) == -9, process.stderr.read()
     state = torch.load(folder / "last.ckpt", weights_only=True)
     assert state["epoch"] == 2
     package.collaborative_experts(weights_path=folder / "best.safetensors")
@@ -336,8 +335,7 @@ def _without_seconds(history, other):
     return [row | {"seconds": mine["seconds"]} for row, mine in zip(other, history, strict=True)]
 
 
-@pytest.mark.parametrize("interrupted_at", [5, 30, 60])
-def test_a_resumed_search_and_refit_are_the_uninterrupted_ones(tmp_path, monkeypatch, interrupted_at):
+def test_resumed_searches_and_refits_are_the_uninterrupted_ones(tmp_path, monkeypatch):
     """Step 5 is of the search, of 20 steps, step 30 of the first of two members, step 60 of the second."""
     monkeypatch.setattr(run_folder, "STATE_SHARE", math.inf)
     monkeypatch.setattr(schedule, "MOST_STEPS", 20)
@@ -361,26 +359,34 @@ def test_a_resumed_search_and_refit_are_the_uninterrupted_ones(tmp_path, monkeyp
     assert linear["with"] >= linear["without"]
     said = f"was {linear['without']:.1f} without it and {linear['with']:.1f} with it"
     assert (said if linear["count"] else "a linear model brought nothing") in card
+    expected = load_file(whole.weights_path)
+    for interrupted_at, members in {5: None, 30: 0, 60: 1}.items():
+        folder = f"part {interrupted_at}"
+        with monkeypatch.context() as patch:
+            _interrupt_after(interrupted_at, patch)
+            with pytest.raises(KeyboardInterrupt):
+                run(folder)
+        state = tmp_path / folder / "last.ckpt"
+        search = torch.load(state, weights_only=True)["search"]
+        assert (search and len(search["members"])) == members
+        resumed = run(folder, state)
+        assert resumed.history == _without_seconds(resumed.history, whole.history)
+        found = load_file(resumed.weights_path)
+        for name, x in expected.items():
+            assert torch.equal(found[name], x), (interrupted_at, name)
+
+
+def _interrupt_after(count, patch):
+    """From now on stop as Ctrl-C would after so many steps."""
     plain, steps = loop._Run._run_step, []
 
     def step(run, *batch):
         steps.append(run.step)
-        if len(steps) > interrupted_at:
+        if len(steps) > count:
             raise KeyboardInterrupt
         return plain(run, *batch)
 
-    monkeypatch.setattr(loop._Run, "_run_step", step)
-    with pytest.raises(KeyboardInterrupt):
-        run("part")
-    monkeypatch.setattr(loop._Run, "_run_step", plain)
-    state = tmp_path / "part" / "last.ckpt"
-    search = torch.load(state, weights_only=True)["search"]
-    assert (search and len(search["members"])) == {5: None, 30: 0, 60: 1}[interrupted_at]
-    resumed = run("part", state)
-    assert resumed.history == _without_seconds(resumed.history, whole.history)
-    expected, found = load_file(whole.weights_path), load_file(resumed.weights_path)
-    for name, x in expected.items():
-        assert torch.equal(found[name], x), name
+    patch.setattr(loop._Run, "_run_step", step)
 
 
 def test_every_video_is_used_in_each_pass(tmp_path, monkeypatch):
