@@ -130,7 +130,8 @@ def test_leaks(load, forked):
     counts = {"calls": 400, "constructions": 40}
     memory = {kind: forked("leaks", "--work", kind, f"--{kind}", count) for kind, count in counts.items()}
     results = {kind: leaks.judge(count, memory[kind]) for kind, count in counts.items()}
-    assert all(result["growth"] < leaks.MOST for result in results.values()), results
+    most = leaks.MOST / 5  # rounds are few: 40 small operators that stayed would be above 1%, and not above 5%
+    assert all(result["growth"] < most for result in results.values()), results
 
 
 def test_a_leak_is_seen(load):
