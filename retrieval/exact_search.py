@@ -37,7 +37,7 @@ from torch import Tensor
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
 from ..base.threads import in_order
-from .products import product_with
+from .products import way_for
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -187,8 +187,8 @@ class Chunk:
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
         self._experts = np.flatnonzero(available.any(0)).tolist()
-        blocks = [codes[:, columns] for columns in _blocks(dims)]
-        self._multiply = list(in_order(lambda m: product_with(torch.from_numpy(blocks[m].copy())), self._experts))
+        ways, blocks = [way_for(dim) for dim in dims], [codes[:, columns] for columns in _blocks(dims)]
+        self._multiply = list(in_order(lambda m: ways[m](torch.from_numpy(blocks[m].copy())), self._experts))
         steps = torch.from_numpy((scale * available).T.copy())
         self._steps = list(steps[self._experts])
         self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(steps.T)

@@ -15,6 +15,7 @@ What was measured is in benchmarks/NOTES.md.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO
+from ..base.threads import in_order
 
 Multiply = Callable[[Tensor], Tensor]
 """(R, D) int8, R above 0 -> (R, n), the inner products with the codes in whole numbers, of any type. The rows are of 7
@@ -49,11 +51,11 @@ FBGEMM_COLUMNS, MOST_FILLED = 512, 1.1
 """FBGEMM fills columns up to a multiple of 512 (256 on some processors), which may take so many times their memory."""
 
 
-def product_with(codes: Tensor) -> Multiply:
-    """The fastest exact product with the codes (n, D) int8, n above 0. May hold `codes` itself."""
-    dim = codes.shape[1]
+def way_for(dim: int) -> Way:
+    """The fastest exact way to hold codes of D columns."""
     filled = -(-dim // FBGEMM_COLUMNS) * FBGEMM_COLUMNS
-    return _fastest(torch.backends.quantized.engine, fbgemm=filled <= MOST_FILLED * dim)(codes)
+    settings = torch.backends.quantized.engine, filled <= MOST_FILLED * dim
+    return next(in_order(lambda x: _fastest(*x), [settings]))  # where the products are computed, too: on one thread
 
 
 def numkong_product(codes: Tensor) -> Multiply:
@@ -98,7 +100,13 @@ def float_product(codes: Tensor) -> Multiply:
 @cache
 def _fastest(engine: str, fbgemm: bool) -> Way:
     """With PyTorch's engine for quantized layers, which a program may change; with FBGEMM or without."""
-    ways = [numkong_product, onednn_product, *([fbgemm_product] if fbgemm else [])]
+    with warnings.catch_warnings():
+        # PyTorch deprecates quantized tensors. Without them FBGEMM's way is one that is not exact.
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
+        return _fastest_of(numkong_product, onednn_product, *([fbgemm_product] if fbgemm else []))
+
+
+def _fastest_of(*ways: Way) -> Way:
     codes = torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8)
     held = {way: way(codes) for way in ways if is_exact(way)}
     seconds = dict.fromkeys(held, 0.0)

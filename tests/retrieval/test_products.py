@@ -41,7 +41,7 @@ def test_whole_numbers(way, dim, largest, monkeypatch):
     for rows in (1, 2, 4, 18, 128):
         for videos in (1, 7, 300):
             values, codes = numbers(rows, videos, dim, largest)
-            found = products.product_with(codes)(values)
+            found = products.way_for(dim)(codes)(values)
             assert torch.equal(found.long(), values.long() @ codes.long().T)
 
 
@@ -85,7 +85,7 @@ def test_a_library_that_is_not_there(anew, monkeypatch):
 def test_fbgemm_is_for_columns_that_it_does_not_fill_up(dim, may, monkeypatch):
     asked = []
     monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: asked.append(fbgemm) or float_product)
-    products.product_with(torch.ones(2, dim, dtype=torch.int8))
+    products.way_for(dim)
     assert asked == [may]
 
 
