@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.memory import give_back
 from ..base.slices import slices
 from .arrays import as_tensor
 from .exact_search import (
@@ -356,6 +357,8 @@ class HeldCodes:
         for rows in _in_chunks(added, size):
             pieces.append(_piece(rows, dims))
             tail = CodeRows.concatenate([rows]) if len(rows) < size else None
+        if len(pieces) > len(snapshot.pieces) + 1:
+            give_back()
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
 
 
