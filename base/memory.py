@@ -1,7 +1,7 @@
 """Memory that was freed, given back to the system.
 
-glibc keeps what its threads freed for what they may ask next. After gigabytes were read piece by piece, that can be more
-than what is held.
+glibc keeps what its threads freed for what they may ask next. After gigabytes were read piece by piece, that can be
+more than what is held.
 """
 
 from __future__ import annotations
