@@ -29,7 +29,7 @@ K = 10
 PART = 50_000
 """Videos that are made and added at once."""
 
-SMALL, DEFAULT = [256] * 4, [768] * 9
+SMALL, DEFAULT = [512] * 2, [768] * 9
 """Dimensions of the experts: 1,024 in all, and the default model's 6,912."""
 
 OPENED = """
@@ -55,7 +55,7 @@ def main() -> None:
     results = {"machine": machine(), "bandwidth": bandwidth}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder)
-        results["100,000 x 1,024"] = collection(root / "a.lance", SMALL, 100_000 // share, 4, bandwidth)
+        results["100,000 x 1,024"] = collection(root / "a.lance", SMALL, 100_000 // share, 3, bandwidth)
         results["20,000 x 6,912"] = collection(root / "b.lance", DEFAULT, 20_000 // share, 16, bandwidth)
         results["sweeps"] = sweeps(root, share)
         results["approximate"] = approximate(root / "c.lance", 100_000 // share)
@@ -206,7 +206,7 @@ def approximate(path: Path, size: int) -> dict[str, float]:
 
 def large(path: Path, dims: list[int], size: int, bandwidth: float) -> dict[str, float]:
     """A collection that is made and added in parts; answers are checked against the plain product, part by part."""
-    text, name = random_texts(dims), f"{size:,} x {sum(dims):,}, 16 patterns"
+    text, name = random_texts(dims), f"{size:,} x {sum(dims):,}, {min(16, 2 ** len(dims) - 1)} patterns"
     best, seconds = [], 0.0
 
     def fill() -> None:

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.memory import give_back
 from ..base.slices import slices
 from .arrays import as_tensor
 from .exact_search import (
     CHUNK,
     CHUNK_BYTES,
+    LEAST_CHUNK,
     ROUNDING,
     Candidates,
     Chunk,
@@ -218,7 +220,8 @@ class Snapshot:
             yield from self.pieces
             return
         dims = list(self.store.stated.dims.values())
-        for rows in _in_chunks(self.store.read_codes(self.dataset), _videos_of_a_chunk(dims)):
+        size = _videos_of_a_chunk(dims, self.dataset.count_rows())
+        for rows in _in_chunks(self.store.read_codes(self.dataset), size):
             yield _piece(rows, dims)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
@@ -350,16 +353,21 @@ class HeldCodes:
             last = pieces.pop()
             added = chain([snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]], added)
         tail = None
-        size = _videos_of_a_chunk(dims)
+        size = _videos_of_a_chunk(dims, snapshot.dataset.count_rows())
         for rows in _in_chunks(added, size):
             pieces.append(_piece(rows, dims))
             tail = CodeRows.concatenate([rows]) if len(rows) < size else None
+        if len(pieces) > len(snapshot.pieces) + 1:
+            give_back()
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
 
 
-def _videos_of_a_chunk(dims: Sequence[int]) -> int:
-    """How many videos of these experts are compared at once."""
-    return min(CHUNK, max(1, CHUNK_BYTES // sum(dims)))
+def _videos_of_a_chunk(dims: Sequence[int], videos: int) -> int:
+    """How many of so many videos of these experts are compared at once: about `CHUNK`, and as many by each core."""
+    cores = torch.get_num_threads()
+    most = min(CHUNK, max(1, CHUNK_BYTES // sum(dims)))
+    chunks = cores * max(1, round(videos / (most * cores)))
+    return max(min(most, LEAST_CHUNK), -(-videos // chunks))
 
 
 def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:

@@ -37,7 +37,7 @@ from torch import Tensor
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
 from ..base.threads import in_order
-from .products import product_with
+from .products import way_for
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -45,12 +45,12 @@ STEPS = 127
 FINE_STEPS = 254
 """Fine codes count in this fraction of a coarse step, so that half a step is 127 of them."""
 
-CHUNK = 16_384
-"""The most videos that are compared at once: enough for the products to outweigh what each chunk costs, few enough for
-the scores of 64 texts to stay small."""
+CHUNK, CHUNK_BYTES = 32_768, 2**25
+"""About as many videos, and bytes of their codes, are compared at once: enough for the products to outweigh what each
+chunk costs, few enough for the scores of 64 texts to stay small, and a new chunk to be made soon."""
 
-CHUNK_BYTES = 2**25
-"""The most bytes of codes that are compared at once, so that each core has some chunks, and a new one is made soon."""
+LEAST_CHUNK = 4096
+"""Fewer videos are not shared among cores."""
 
 PART = 2**18
 """Scores that are added up at once, so that what is made on the way stays small."""
@@ -124,7 +124,7 @@ class Queries:
     Attributes:
         weights: (T, M) float32.
         embeddings: M arrays (T, D) float32.
-        values: M arrays (2 T, D) int8, the texts in 14 bits: the coarse rows, and the fine ones, which count 1/126.
+        values: M arrays (T, 2, D) int8, the texts in 14 bits: a coarse row, and a fine one, which counts 1/126.
         factors: (M, T, 1) float32, by which an expert's products are multiplied.
         lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
         corrected: (T,) float32, 1 where the videos' biases are subtracted from the scores, else 0.
@@ -133,11 +133,19 @@ class Queries:
     def __init__(self, weights: Tensor, embeddings: Sequence[Tensor]) -> None:
         self.weights, self.embeddings = weights, list(embeddings)
         self.corrected = torch.ones(len(weights))
-        rows = [int8_rows(x) for x in self.embeddings]
-        self.values = [x.values[: 2 * len(weights)].to(torch.int8) - INT8_ZERO for x in rows]
-        self.factors = torch.stack([x.largest for x in rows]) * weights.T.unsqueeze(2) / INT8_STEPS
-        self.lengths = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in self.embeddings], dim=1)
-        self.errors = torch.stack([_query_error(x, y) for x, y in zip(embeddings, self.values, strict=True)], dim=1)
+        # All experts at once, filled up with zeros, since small operations take long beside what they compute.
+        dims = [x.shape[1] for x in self.embeddings]
+        filled = torch.zeros(len(dims), len(weights), max(dims))
+        for row, x in zip(filled, self.embeddings, strict=True):
+            row[:, : x.shape[1]] = x
+        rows = int8_rows(filled.flatten(0, 1))
+        values = rows.values[: 2 * len(rows.largest)].to(torch.int8) - INT8_ZERO
+        values = values.view(2, *filled.shape).permute(1, 2, 0, 3)
+        self.values = [x[..., :dim].contiguous() for x, dim in zip(values, dims, strict=True)]
+        largest = rows.largest.view(*filled.shape[:2], 1)
+        self.factors = largest * weights.T.unsqueeze(2) / INT8_STEPS
+        self.lengths = torch.linalg.vector_norm(filled, dim=2).T.contiguous()
+        self.errors = _query_error(filled, values, largest).T.contiguous()
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -149,12 +157,11 @@ class Queries:
         return other
 
 
-def _query_error(x: Tensor, values: Tensor) -> Tensor:
-    """(T,): at least the length of what the 14 bits of `values` leave of x."""
-    largest = x.abs().amax(1, keepdim=True).clamp_min(1e-12).double()
-    coarse, fine = values.double().tensor_split(2)
-    given = (coarse + fine / (2 * INT8_STEPS)) * (largest / INT8_STEPS)
-    return (torch.linalg.vector_norm(x - given, dim=1) * (1 + 1e-5)).float() + 1e-7 * largest[:, 0].float()
+def _query_error(x: Tensor, values: Tensor, largest: Tensor) -> Tensor:
+    """(M, T): at least the length of what the 14 bits of `values` (M, T, 2, D) leave of x (M, T, D)."""
+    coarse, fine = values.double().unbind(2)
+    given = (coarse + fine / (2 * INT8_STEPS)) * (largest.double() / INT8_STEPS)
+    return (torch.linalg.vector_norm(x - given, dim=2) * (1 + 1e-5)).float() + 1e-7 * largest[..., 0]
 
 
 class Chunk:
@@ -180,8 +187,8 @@ class Chunk:
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
         self._experts = np.flatnonzero(available.any(0)).tolist()
-        blocks = [codes[:, columns] for columns in _blocks(dims)]
-        self._multiply = list(in_order(lambda m: product_with(torch.from_numpy(blocks[m].copy())), self._experts))
+        ways, blocks = [way_for(dim) for dim in dims], [codes[:, columns] for columns in _blocks(dims)]
+        self._multiply = list(in_order(lambda m: ways[m](torch.from_numpy(blocks[m].copy())), self._experts))
         steps = torch.from_numpy((scale * available).T.copy())
         self._steps = list(steps[self._experts])
         self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(steps.T)
@@ -190,17 +197,27 @@ class Chunk:
         """(T, n) float32; 0 where the weights used sum to 0."""
         texts, totals = len(queries), self._totals(queries).float()
         scores = torch.zeros(texts, self.size)
-        if not texts:
-            return scores
-        parts = list(slices(texts, max(1, PART // max(1, self.size))))
-        for m, multiply, steps in zip(self._experts, self._multiply, self._steps, strict=True):
-            coarse, fine = multiply(queries.values[m]).tensor_split(2)
-            for rows in parts:
-                whole = coarse[rows].float().add_(fine[rows], alpha=0.5 / INT8_STEPS)
-                scores[rows].addcmul_(whole.mul_(queries.factors[m, rows]), steps)
-        for rows in parts:
-            scores[rows].div_(totals[rows, self._pattern])
+        texts_at_once = max(1, min(texts, PART // max(1, self.size)))
+        experts_at_once = max(1, PART // max(1, self.size * texts_at_once))
+        for rows in slices(texts, texts_at_once):
+            some = scores[rows]
+            for group in slices(len(self._experts), experts_at_once):
+                for products, steps in zip(self._products(group, rows, queries), self._steps[group], strict=True):
+                    some.addcmul_(products, steps)
+            some.div_(totals[rows, self._pattern])
         return scores
+
+    def _products(self, group: slice, rows: slice, queries: Queries) -> Iterable[Tensor]:
+        """Products (t, n) float32 of some texts and each expert of a group, but for the codes' steps."""
+        experts = self._experts[group]
+        of_experts = [
+            multiply(queries.values[m][rows].flatten(0, 1)).view(-1, 2, self.size)
+            for m, multiply in zip(experts, self._multiply[group], strict=True)
+        ]
+        products = torch.stack(of_experts) if len(of_experts) > 1 else of_experts[0][None]
+        coarse, fine = products.float().unbind(2)
+        whole = coarse.add_(fine, alpha=0.5 / INT8_STEPS)
+        return whole.mul_(queries.factors[experts][:, rows]).unbind()
 
     def largest_error(self, queries: Queries) -> Tensor:
         """(T, 1) float32, at least the error of any score."""

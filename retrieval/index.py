@@ -482,10 +482,8 @@ def _check_ids(ids: Sequence[str | int] | str | int) -> list[str]:
         raise TypeError(f"ids: expected a list of ids, got the text {ids!r}")
     names = [video_id(video) for video in ([ids] if isinstance(ids, int | np.integer) else ids)]
     for name in names:
-        if not 1 <= len(name.encode()) <= LONGEST_ID:
-            raise ValueError(
-                f"ids: expected 1 to {LONGEST_ID} bytes of UTF-8, got {len(name.encode())} ({name[:40]!r})"
-            )
+        if not 1 <= (size := len(name.encode())) <= LONGEST_ID:
+            raise ValueError(f"ids: expected 1 to {LONGEST_ID} bytes of UTF-8, got {size} ({name[:40]!r})")
     check_unique(names, "ids")
     return names
 

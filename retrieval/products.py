@@ -6,7 +6,8 @@ are timed when the first codes are held, and the fastest is taken that gives the
 
 1. NumKong's, with kernels for each processor.
 2. oneDNN's, through PyTorch.
-3. The product in float32, where neither is exact.
+3. FBGEMM's, through PyTorch, where it holds the codes in hardly more memory than they take.
+4. The product in float32, where none of these is exact.
 
 What was measured is in benchmarks/NOTES.md.
 """
@@ -14,6 +15,7 @@ What was measured is in benchmarks/NOTES.md.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -22,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.linear import INT8_STEPS
+from ..base.linear import INT8_STEPS, INT8_ZERO
+from ..base.threads import in_order
 
 Multiply = Callable[[Tensor], Tensor]
 """(R, D) int8, R above 0 -> (R, n), the inner products with the codes in whole numbers, of any type. The rows are of 7
@@ -31,8 +34,8 @@ bits: processors without VNNI may add the products of two neighbours in 16 bits.
 Way = Callable[[Tensor], Multiply]
 """Holds codes (n, D) int8, n above 0."""
 
-TRIAL_ROWS, TRIAL_DIM = 512, 512
-"""Size of the codes that the ways are timed with: some milliseconds, also where a way is slow."""
+TRIAL_ROWS, TRIAL_DIM = 2048, 512
+"""Size of the codes that the ways are timed with: a megabyte, for real ones do not lie in the nearest cache either."""
 
 TRIAL_TEXTS = (1, 16)
 """A way is as fast as it is with so many texts, one after the other: most searches are for one or a few."""
@@ -40,10 +43,19 @@ TRIAL_TEXTS = (1, 16)
 TRIALS = 3
 """Times that each way is tried; the shortest counts."""
 
+HOPELESS = 4
+"""A way that takes so many times as long as the fastest is tried with no more texts: a reference code takes long."""
 
-def product_with(codes: Tensor) -> Multiply:
-    """The fastest exact product with the codes (n, D) int8, n above 0. May hold `codes` itself."""
-    return _fastest()(codes)
+
+FBGEMM_COLUMNS, MOST_FILLED = 512, 1.1
+"""FBGEMM fills columns up to a multiple of 512 (256 on some processors), which may take so many times their memory."""
+
+
+def way_for(dim: int) -> Way:
+    """The fastest exact way to hold codes of D columns."""
+    filled = -(-dim // FBGEMM_COLUMNS) * FBGEMM_COLUMNS
+    settings = torch.backends.quantized.engine, filled <= MOST_FILLED * dim
+    return next(in_order(lambda x: _fastest(*x), [settings]))  # where the products are computed, too: on one thread
 
 
 def numkong_product(codes: Tensor) -> Multiply:
@@ -73,28 +85,45 @@ def onednn_product(codes: Tensor) -> Multiply:
     return multiply
 
 
+def fbgemm_product(codes: Tensor) -> Multiply:
+    """The third way, exact up to 2^24. Only where PyTorch's engine for quantized layers is FBGEMM."""
+    packed = torch.ops.quantized.linear_prepack(torch._make_per_tensor_quantized_tensor(codes, 1.0, 0), None)
+    layer = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+    return lambda values: layer(values.float(), 1.0, INT8_ZERO, packed)
+
+
 def float_product(codes: Tensor) -> Multiply:
-    """The third way, exact up to 2^24."""
+    """The last way, exact up to 2^24."""
     return lambda values: values.float() @ codes.float().T
 
 
 @cache
-def _fastest() -> Way:
-    exact = [way for way in (numkong_product, onednn_product) if is_exact(way)]
-    return min(exact, key=_seconds, default=float_product)
+def _fastest(engine: str, fbgemm: bool) -> Way:
+    """With PyTorch's engine for quantized layers, which a program may change; with FBGEMM or without."""
+    with warnings.catch_warnings():
+        # PyTorch deprecates quantized tensors. Without them FBGEMM's way is one that is not exact.
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
+        return _fastest_of(numkong_product, onednn_product, *([fbgemm_product] if fbgemm else []))
 
 
-def _seconds(way: Way) -> float:
-    """How long the products last once the codes are held."""
-    multiply = way(torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8))
-    texts = [torch.ones(2 * count, TRIAL_DIM, dtype=torch.int8) for count in TRIAL_TEXTS]
+def _fastest_of(*ways: Way) -> Way:
+    codes = torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8)
+    held = {way: way(codes) for way in ways if is_exact(way)}
+    seconds = dict.fromkeys(held, 0.0)
+    for count in TRIAL_TEXTS:
+        texts = torch.ones(2 * count, TRIAL_DIM, dtype=torch.int8)
+        limit = HOPELESS * min(seconds.values(), default=0.0)
+        seconds = {way: x + _seconds(held[way], texts) for way, x in seconds.items() if x <= limit}
+    return min(seconds, key=seconds.__getitem__, default=float_product)
+
+
+def _seconds(multiply: Multiply, texts: Tensor) -> float:
     return min(_seconds_once(multiply, texts) for _ in range(TRIALS))
 
 
-def _seconds_once(multiply: Multiply, texts: list[Tensor]) -> float:
+def _seconds_once(multiply: Multiply, texts: Tensor) -> float:
     start = time.perf_counter()
-    for values in texts:
-        multiply(values)
+    multiply(texts)
     return time.perf_counter() - start
 
 

@@ -39,6 +39,7 @@ from ..base.forks import check_lance, import_lance
 from ..base.lance_files import is_uncommitted, lance_reason
 from ..base.matrices import from_matrix, to_matrix
 from ..base.slices import slices
+from ..base.threads import in_order
 from ..features.formats import LANCE_HEADER
 from .arrays import as_numpy
 from .embeddings import ModelIdentity, TextEmbeddings
@@ -64,7 +65,7 @@ SMALL_FRAGMENT = 1024
 MOST_SMALL_FRAGMENTS = 64
 """The number of fragments of fewer than `SMALL_FRAGMENT` rows at which they are put together, when rows are added."""
 
-READ_BYTES = 2**17
+READ_BYTES = 2**19
 """Codes that are read at once: more is hardly faster, and leaves more memory with the allocator."""
 
 WRITTEN_BYTES, MERGED_BYTES = 2**22, 2**25
@@ -413,11 +414,17 @@ class VideoStore:
     def _batches(self, videos: NewVideos, size: int, progress: Any) -> Iterator[Any]:
         dims, schema = list(self.stated.dims.values()), self._dataset.schema
         bank, bias = self.bank(self._dataset), bias_column(schema)
-        for rows in slices(len(videos), max(1, size // (4 * sum(dims)))):
+
+        def encoded(rows: slice) -> tuple[slice, np.ndarray, Codes]:
             joint = videos.joint(rows)
+            return rows, joint, quantise(joint, dims)
+
+        parts = slices(len(videos), max(1, size // (4 * sum(dims))))
+        ahead = in_order if size <= WRITTEN_BYTES else map  # of large parts only one is in memory
+        for rows, joint, codes in ahead(encoded, parts):
             available = videos.available[rows]
             columns: dict[str, Any] = {"id": videos.ids[rows], "pattern": patterns(available)}
-            columns |= _lists(joint, quantise(joint, dims)) | _media(videos.extras[rows])
+            columns |= _lists(joint, codes) | _media(videos.extras[rows])
             if bank is not None and bias is not None:
                 columns[bias] = bank.biases(self.stated.embeddings(joint, available))
             yield _record_batch(schema, columns)

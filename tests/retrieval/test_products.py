@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from collaborative_experts.retrieval import products
-from collaborative_experts.retrieval.products import float_product, is_exact, numkong_product, onednn_product
+from collaborative_experts.retrieval.products import (
+    fbgemm_product,
+    float_product,
+    is_exact,
+    numkong_product,
+    onednn_product,
+)
 
-WAYS = [numkong_product, onednn_product, float_product]
+WAYS = [numkong_product, onednn_product, fbgemm_product, float_product]
 
 
 def numbers(rows, videos, dim, largest):
@@ -25,18 +31,21 @@ def numbers(rows, videos, dim, largest):
 
 
 @pytest.mark.parametrize("largest", [False, True])
-@pytest.mark.parametrize("dim", [1, 2, 3, 33, 256, 768])
+@pytest.mark.parametrize("dim", [1, 2, 3, 33, 256, 512, 768])
 @pytest.mark.parametrize("way", [None, *WAYS], ids=lambda way: way.__name__ if way else "the one that is taken")
 def test_whole_numbers(way, dim, largest, monkeypatch):
     if way and not is_exact(way):
         pytest.skip("not exact on this processor, so it is not taken")
     if way:
-        monkeypatch.setattr(products, "_fastest", lambda: way)
+        monkeypatch.setattr(products, "_fastest", lambda *args, **settings: way)
     for rows in (1, 2, 4, 18, 128):
         for videos in (1, 7, 300):
             values, codes = numbers(rows, videos, dim, largest)
-            found = products.product_with(codes)(values)
+            found = products.way_for(dim)(codes)(values)
             assert torch.equal(found.long(), values.long() @ codes.long().T)
+
+
+ENGINE = torch.backends.quantized.engine
 
 
 @pytest.fixture
@@ -54,7 +63,7 @@ def test_a_product_that_overflows_is_not_taken(anew, monkeypatch):
 
     monkeypatch.setattr(products, "numkong_product", overflowing)
     assert not is_exact(products.numkong_product)
-    assert products._fastest() in (onednn_product, float_product)
+    assert products._fastest(ENGINE, fbgemm=False) in (onednn_product, float_product)
 
 
 def test_a_slow_product_is_not_taken(anew, monkeypatch):
@@ -63,13 +72,30 @@ def test_a_slow_product_is_not_taken(anew, monkeypatch):
         return lambda values: time.sleep(0.02) or multiply(values)
 
     monkeypatch.setattr(products, "onednn_product", slow)
-    assert products._fastest() is numkong_product
+    assert products._fastest(ENGINE, fbgemm=False) is numkong_product
 
 
 def test_a_library_that_is_not_there(anew, monkeypatch):
     monkeypatch.setitem(sys.modules, "numkong", None)
     assert not is_exact(numkong_product)
-    assert products._fastest() in (onednn_product, float_product)
+    assert products._fastest(ENGINE, fbgemm=False) in (onednn_product, float_product)
+
+
+@pytest.mark.parametrize(("dim", "may"), [(512, True), (1024, True), (768, False), (500, True), (64, False)])
+def test_fbgemm_is_for_columns_that_it_does_not_fill_up(dim, may, monkeypatch):
+    asked = []
+    monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: asked.append(fbgemm) or float_product)
+    products.way_for(dim)
+    assert asked == [may]
+
+
+def test_fbgemm_is_not_asked_where_a_program_took_another_engine():
+    before = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = "onednn"
+        assert not is_exact(fbgemm_product)
+    finally:
+        torch.backends.quantized.engine = before
 
 
 def test_without_vnni(root):
