@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from towhee.models.collaborative_experts import CEModule, NetVLAD
+from towhee.models.collaborative_experts import CEModule, ContextGating, NetVLAD
 
 from ..base.config import CONCAT, CEConfig, ExpertConfig
 
@@ -54,6 +54,21 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = (x - self.mean) / self.std
         return y.masked_fill_((x == 0).all(-1, keepdim=True), 0) if self.sequence else y
+
+
+class _Gate(nn.Module):
+    """ContextGating's parameters and result, without the concatenation that `glu` takes: the halves of its gradient are
+    not contiguous, and from such batch normalisation computes its own ten times as slowly."""
+
+    def __init__(self, plain: ContextGating) -> None:
+        super().__init__()
+        self.fc = plain.fc
+        self.batch_norm = plain.batch_norm
+        self.normalises = plain.add_batch_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return x * (self.batch_norm(y) if self.normalises else y).sigmoid()
 
 
 class CEModel(nn.Module):
@@ -150,6 +165,9 @@ def _ce_module(config: CEConfig) -> CEModule:
     )
     # CENet's own name for a forward pass of the video side that returns before the scores.
     ce.task = "compute_video_embeddings"
+    for unit in ce.modules():
+        if isinstance(getattr(unit, "cg", None), ContextGating):
+            unit.cg = _Gate(unit.cg)
     return ce
 
 
