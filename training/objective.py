@@ -67,7 +67,8 @@ class Objective(nn.Module):
         dropped = torch.rand(x.shape, device=x.device, generator=self.generator) < rate
         if not self.model.config.standardise:
             return x.masked_fill(dropped, 0)
-        dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
+        if x.ndim > 2:
+            dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
         return torch.where(dropped, self.model.standardise._modules[name].mean, x)
 
 

@@ -36,7 +36,7 @@ CARD = "README.md"
 CURVE = "curve.png"
 EVENTS = "events.out.tfevents.*"
 
-STATE_SHARE = 0.1
+STATE_SHARE = 0.03
 """Share of the time that writing states may take."""
 
 PLOTTED_FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "geometric_mean": "geometric mean"}
