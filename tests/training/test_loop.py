@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from towhee.models.collaborative_experts import GatedEmbeddingUnit, MimicCEGatedEmbeddingUnit, ReduceDim
 
 import collaborative_experts as package
 from collaborative_experts import CaptionedVideos, CEConfig, Features, TrainingConfig
-from collaborative_experts.model.cenet import initial_state
+from collaborative_experts.model.cenet import _Normalise, _Unit, initial_state
 from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
 from collaborative_experts.retrieval.similarity import similarity
@@ -457,6 +459,24 @@ def test_gradients_reach_every_parameter_and_no_input(tmp_path):
     for name, x in features.items():
         assert x.grad is None
         assert torch.equal(x, copies[name])
+
+
+@pytest.mark.parametrize(
+    "plain", [GatedEmbeddingUnit(6, 8, True), MimicCEGatedEmbeddingUnit(6, 6, False), ReduceDim(6, 8)]
+)
+def test_units_have_the_values_and_gradients_of_cenets(plain):
+    plain = plain.double()
+    found = []
+    for unit in (plain, _Unit(deepcopy(plain)).train()):
+        x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = unit(x)
+        (y * torch.arange(y.numel()).view_as(y)).sum().backward()
+        found.append([y, x.grad, *(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    zero = [torch.zeros(1, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    (_Normalise.apply(zero[0]).sum() + torch.nn.functional.normalize(zero[1]).sum()).backward()
+    torch.testing.assert_close(zero[0].grad, zero[1].grad)
 
 
 def test_a_missing_expert_gets_no_gradient_from_what_stands_there():
