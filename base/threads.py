@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -23,24 +23,32 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         return
     waiting: deque[Future[Result]] = deque()
     for item in items:
-        waiting.append(_pool(threads).submit(function, item))
+        waiting.append(_pool(threads, 1).submit(function, item))
         if len(waiting) > 2 * threads:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
+def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterable[Result]:
+    """`map`, with all items at once, each with its share of PyTorch's threads, at least one."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) == 1:
+        return map(function, items)
+    return _pool(len(items), max(1, threads // len(items))).map(function, items)
+
+
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    ready = threading.Barrier(threads + 1)
+def _pool(workers: int, threads_each: int) -> ThreadPoolExecutor:
+    threads, ready = torch.get_num_threads(), threading.Barrier(workers + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # a thread that asks for the first time takes the number of all others
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads_each)
         ready.wait()
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="collaborative_experts", initializer=begin)
-    for _ in range(threads):
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="collaborative_experts", initializer=begin)
+    for _ in range(workers):
         pool.submit(int)
     ready.wait()
     torch.set_num_threads(threads)  # a thread that sets its own number sets that of later threads, too

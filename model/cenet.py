@@ -15,7 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from towhee.models.collaborative_experts import CEModule, NetVLAD
+from towhee.models.collaborative_experts import (
+    CEModule,
+    ContextGating,
+    GatedEmbeddingUnit,
+    MimicCEGatedEmbeddingUnit,
+    NetVLAD,
+    ReduceDim,
+)  # fmt: skip
 
 from ..base.config import CONCAT, CEConfig, ExpertConfig
 
@@ -54,6 +61,52 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = (x - self.mean) / self.std
         return y.masked_fill_((x == 0).all(-1, keepdim=True), 0) if self.sequence else y
+
+
+class _Gate(nn.Module):
+    """ContextGating's parameters and result, without the concatenation that `glu` takes: the halves of its gradient are
+    not contiguous, and from such batch normalisation computes its own ten times as slowly."""
+
+    def __init__(self, plain: ContextGating) -> None:
+        super().__init__()
+        self.fc = plain.fc
+        self.batch_norm = plain.batch_norm
+        self.normalises = plain.add_batch_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return x * (self.batch_norm(y) if self.normalises else y).sigmoid()
+
+
+class _Unit(nn.Module):
+    """Layers of CENet one after the other, then normalised, as its ReduceDim and gated embedding units do."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        for name, layer in plain.named_children():
+            self.add_module(name, _Gate(layer) if isinstance(layer, ContextGating) else layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return _Normalise.apply(x) if self.training else nn.functional.normalize(x)
+
+
+class _Normalise(torch.autograd.Function):
+    """`normalize` of rows (B, D) with a gradient in four passes instead of eleven."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+        y = x / length
+        ctx.save_for_backward(y, length)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        y, length = ctx.saved_tensors
+        along = (gradient * y).sum(1, keepdim=True)
+        return torch.addcmul(gradient, y, along, value=-1) / length
 
 
 class CEModel(nn.Module):
@@ -150,6 +203,10 @@ def _ce_module(config: CEConfig) -> CEModule:
     )
     # CENet's own name for a forward pass of the video side that returns before the scores.
     ce.task = "compute_video_embeddings"
+    for layers in ce.children():
+        for i, unit in enumerate(layers if isinstance(layers, nn.ModuleList) else ()):
+            if isinstance(unit, GatedEmbeddingUnit | MimicCEGatedEmbeddingUnit | ReduceDim):
+                layers[i] = _Unit(unit)
     return ce
 
 

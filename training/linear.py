@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -80,6 +81,20 @@ class Moments:
         self.text_covariance = square / len(captions) - self.text_mean.outer(self.text_mean)
         targets = targets / captions.bincount(minlength=size)[:, None] - self.text_mean
         self.experts = [self._expert(model, data, m, targets) for m in range(len(model.config.experts))]
+        self._regressions: dict[float, list[Tensor]] = {}
+
+    @cached_property
+    def text_directions(self) -> tuple[Tensor, Tensor]:
+        """Principal directions of sentences, as columns, and their strengths before them, ascending."""
+        strengths, basis = torch.linalg.eigh(_with_ridge(self.text_covariance, TEXT_RIDGE))
+        return strengths, basis
+
+    def regressions(self, ridge: float) -> list[Tensor]:
+        """Of each expert (dim, text_dim), the ridge regression to the mean of a video's captions."""
+        if ridge not in self._regressions:
+            solve = torch.linalg.solve
+            self._regressions[ridge] = [solve(_with_ridge(x.covariance, ridge), x.cross) for x in self.experts]
+        return self._regressions[ridge]
 
     def _expert(self, model: CEModel, data: VideoTensors, m: int, targets: Tensor) -> _Expert:
         expert = model.config.experts[m]
@@ -137,7 +152,7 @@ def fit_linear(moments: Moments, members: list[Mapping[str, Tensor]], config: CE
     """The linear model, with vectors so long beside those of the members as it counts."""
     covariance = moments.text_covariance
     length = math.sqrt(choice.count * len(members))
-    strengths, basis = torch.linalg.eigh(_with_ridge(covariance, TEXT_RIDGE))
+    strengths, basis = moments.text_directions
     dim = min(config.shared_dim, len(strengths))
     strengths, basis = strengths[-dim:], basis[:, -dim:]  # ascending: the directions that vary most
     text = basis * strengths**-choice.whitening  # (text_dim, dim)
@@ -146,8 +161,8 @@ def fit_linear(moments: Moments, members: list[Mapping[str, Tensor]], config: CE
     for name, x in state.items():
         if name.endswith((".batch_norm.weight", ".batch_norm.running_var")):
             x.fill_(1)
-    for m, expert in enumerate(moments.experts):
-        video = torch.linalg.solve(_with_ridge(expert.covariance, choice.ridge), expert.cross @ text)
+    for m, (expert, regression) in enumerate(zip(moments.experts, moments.regressions(choice.ridge), strict=True)):
+        video = regression @ text
         sides = {
             f"ce.text_GU.{m}.fc": (text, moments.text_mean, covariance),
             f"ce.video_dim_reduce.{m}.fc": (video, expert.mean, expert.covariance),

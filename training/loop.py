@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig
 from ..base.dependencies import extra
+from ..base.threads import side_by_side
 from ..model.cenet import CEModel, initial_state, model_of
 from ..model.checkpoint import read_weights
 from ..retrieval.evaluation import Evaluation
@@ -113,14 +114,17 @@ def train(
     if search is None:
         run.load(state)
         run.train()
-        if refit and fabric.is_global_zero:
-            run.folder.keep_search()
-            run.choose_linear(_member_count(config, settings, weights))
+        if fabric.is_global_zero:
+            if refit:
+                run.folder.keep_search()
+            run.choose_joined(_member_count(config, settings, weights) if refit else 1)
+            if not refit:
+                run.write_bank()
+        fabric.barrier()
         search = {"best": run.best, "history": run.history}
     if refit:
-        search |= {"members": search.get("members", [])}
         every = VideoTensors(refit_dataset, config, "refit_dataset", sums_words)
-        _refit(run, every, search, weights, state if state and state["search"] else None)
+        _refit(run, every, search, weights, state["members"] if state else [])
     return _result(run.folder, search, validated=validation is not None)
 
 
@@ -129,39 +133,59 @@ def _refit(
     data: VideoTensors,
     search: dict[str, Any],
     weights: Mapping[str, Tensor] | None,
-    state: Mapping[str, Any] | None,
+    states: Sequence[Mapping[str, Any]],
 ) -> None:
     """Train the members on all videos for as long as the search found best, and write the model that joins them.
 
     Args:
         run: the search.
-        search: its best validation and history, and the weights of the members that are trained already.
-        state: that of an interrupted member.
+        search: its best validation and history.
+        states: those of interrupted members.
     """
-    config, settings, fabric, members = run.config, run.settings, run.fabric, search["members"]
-    count = _member_count(config, settings, weights)
+    config, settings, fabric = run.config, run.settings, run.fabric
     schedule = repeat(search["best"]["step"], len(data), settings.batch_size)
-    while len(members) < count:
-        seeded = replace(settings, seed=settings.seed + len(members))
-        member = _Run(config, seeded, schedule, fabric, data, None, weights, search)
-        member.identity = run.identity
-        member.load(state)
-        member.train()
-        members.append(_copy(member.average))
-        state = None
+    members = []
+    for number in range(_member_count(config, settings, weights)):
+        seeded = replace(settings, seed=settings.seed + number)
+        members.append(_Run(config, seeded, schedule, fabric, data, None, weights))
+        members[-1].load(states[number] if number < len(states) else None)
+    _train_members(run, members, search)
     if fabric.is_global_zero:
-        made = {"steps": schedule.steps, "members": count}
+        made = {"steps": schedule.steps, "members": len(members)}
+        averages = [member.average for member in members]
         linear = search["best"].get("linear")
-        if linear and count > 1:
+        if linear and len(members) > 1:
             made["linear"] = linear | search["best"]["linear_scores"]
-            moments = Moments(model_of(members[0], config), data)
-            joined, config = join_linear(moments, members, config, LinearChoice(**linear))
+            moments = Moments(model_of(averages[0], config), data)
+            joined, config = join_linear(moments, averages, config, LinearChoice(**linear))
         else:
-            joined, config = join(members, config)
+            joined, config = join(averages, config)
         notes = weights_notes(config, settings, data, run.encoder, _row_of(search))
         run.folder.write_best(joined, config, notes | run.notes | {"refit": made})
         run.folder.write_bank(make_bank(model_of(joined, config, fabric.device), data, search["best"]["beta"]))
     fabric.barrier()
+
+
+def _train_members(run: _Run, members: Sequence[_Run], search: Mapping[str, Any]) -> None:
+    """Train all members to the end, an epoch of each at a time, and write the state to resume from now and then."""
+    fabric, steps = run.fabric, members[0].schedule.steps
+    # On a CPU they share the cores better than the threads of one step do. Processes that share a batch must not.
+    at_once = fabric.device.type == "cpu" and fabric.world_size == 1
+    bar = extra("tqdm", "training").tqdm(
+        total=steps * len(members), initial=sum(member.step for member in members), unit=" steps",
+        desc="training on all videos", disable=not fabric.is_global_zero,
+    )  # fmt: skip
+    with bar:
+        while left := [member for member in members if member.step < steps]:
+            rows = list((side_by_side if at_once else map)(_Run.run_round, left))
+            bar.set_postfix({"loss": f"{np.mean([row['loss'] for row in rows]):.3g}"})
+            bar.update(sum(member.step for member in members) - bar.n)
+            is_last = all(member.step >= steps for member in members)
+            if fabric.is_global_zero and (is_last or run.folder.state_is_due()):
+                with run.folder.timed_state():
+                    states = [member.state() for member in members]
+                    run.folder.write_state({"identity": run.identity, "search": search, "members": states})
+            fabric.barrier()
 
 
 def _sums_words(config: CEConfig, settings: TrainingConfig, weights: Mapping[str, Tensor] | None) -> bool:
@@ -197,11 +221,7 @@ def _result(folder: RunFolder, search: Mapping[str, Any], validated: bool) -> Tr
 
 
 class _Run:
-    """The state of a training run, or of its refit, and its steps.
-
-    Attributes:
-        search: of a refit's member, the best validation and the history of the search, and the members before it.
-    """
+    """The state of a training run, or of a member of its refit, and its steps."""
 
     def __init__(
         self,
@@ -212,10 +232,9 @@ class _Run:
         data: VideoTensors,
         validation: VideoTensors | None,
         weights: Mapping[str, Tensor] | None,
-        search: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.settings, self.schedule, self.fabric = config, settings, schedule, fabric
-        self.data, self.validation, self.search = data, validation, search
+        self.data, self.validation = data, validation
         self.encoder: EncoderIdentity | None = None
         self.identity: dict[str, Any] = {}
         self.notes: dict[str, Any] = {}
@@ -227,6 +246,7 @@ class _Run:
         objective = Objective(config, settings, weights)
         self.optimizer = make_optimiser(objective, settings)
         self.objective, self.optimizer = fabric.setup(objective, self.optimizer)
+        objective.generator = torch.Generator(fabric.device)
         if fabric.world_size > 1:
             objective.gather = lambda part: fabric.all_gather(part, sync_grads=True).flatten(0, 1)
         self.average = {name: x.detach().clone() for name, x in objective.model.state_dict().items()}
@@ -243,25 +263,23 @@ class _Run:
     def train(self) -> None:
         """Train to the end of the schedule."""
         tqdm = extra("tqdm", "training").tqdm
-        main, schedule, is_refit = self.fabric.is_global_zero, self.schedule, self.search is not None
-        if main and not is_refit:
+        main, schedule = self.fabric.is_global_zero, self.schedule
+        if main:
             self.folder.open(first_epoch=self.epoch + 1)
-        name = "training on all videos" if is_refit else "training"
-        with tqdm(total=schedule.steps, initial=self.step, unit=" steps", desc=name, disable=not main) as bar:
+        with tqdm(total=schedule.steps, initial=self.step, unit=" steps", desc="training", disable=not main) as bar:
             while not schedule.is_over(self.step, self.best["step"]):
-                row = self.fabric.broadcast(self._run_round())  # the first process' figures count for all
+                row = self.fabric.broadcast(self.run_round())  # the first process' figures count for all
                 self._note(row)
                 if main:
                     self._write(is_last=schedule.is_over(self.step, self.best["step"]))
                 self.fabric.barrier()
                 bar.set_postfix({key: f"{row[key]:.3g}" for key in ("loss", "geometric_mean") if key in row})
                 bar.update(self.step - bar.n)
-        if main and not is_refit:
-            self._write_bank()
+        if main:
             self.folder.close(self.history)
         self.fabric.barrier()
 
-    def _run_round(self) -> dict[str, float]:
+    def run_round(self) -> dict[str, float]:
         """Pass over the training videos, once or more often, and validate. Returns a row of `metrics.csv`."""
         start, losses = time.perf_counter(), []
         for _ in range(self.schedule.epochs_per_round):
@@ -285,16 +303,15 @@ class _Run:
         settings, rank, world = self.settings, self.fabric.global_rank, self.fabric.world_size
         rng = np.random.default_rng([settings.seed, self.epoch])
         order = rng.permutation(len(self.data))
-        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(np.random.default_rng([settings.seed, self.epoch, rank]).integers(2**62)))
-            for k in range(min(self.schedule.steps_per_epoch, self.schedule.steps - self.step)):
-                places = np.arange(k * settings.batch_size, (k + 1) * settings.batch_size)
-                videos = order[places % len(order)]
-                caption_rows = self.data.one_caption_each(videos, rng)
-                gathered = np.concatenate([np.arange(len(videos))[r::world] for r in range(world)])
-                teacher = self.data.teacher_scores(videos[gathered], caption_rows[gathered])
-                yield *self.data.batch(videos[rank::world], caption_rows[rank::world]), teacher
+        seed = int(np.random.default_rng([settings.seed, self.epoch, rank]).integers(2**62))
+        self.objective.module.generator.manual_seed(seed)
+        for k in range(min(self.schedule.steps_per_epoch, self.schedule.steps - self.step)):
+            places = np.arange(k * settings.batch_size, (k + 1) * settings.batch_size)
+            videos = order[places % len(order)]
+            caption_rows = self.data.one_caption_each(videos, rng)
+            gathered = np.concatenate([np.arange(len(videos))[r::world] for r in range(world)])
+            teacher = self.data.teacher_scores(videos[gathered], caption_rows[gathered])
+            yield *self.data.batch(videos[rank::world], caption_rows[rank::world]), teacher
 
     def _run_step(
         self, features: dict[str, Tensor], available: Tensor, tokens: Tensor, teacher: Tensor | None
@@ -330,45 +347,38 @@ class _Run:
     # --- files --------------------------------------------------------------------------------------------
 
     def _write(self, is_last: bool) -> None:
-        """Write the figures, and, as often as costs a tenth of the time, the best weights and the state to resume from.
-
-        Those of the search stay until all members of a refit are trained.
-        """
-        if self.search is None:
-            self.folder.write_metrics(self.history)
+        """Write the figures, and, as often as `run_folder` says, the best weights and the state to resume from."""
+        self.folder.write_metrics(self.history)
         if not (is_last or self.folder.state_is_due()):
             return
         with self.folder.timed_state():
-            if self.best_weights is not None and self.search is None:
+            if self.best_weights is not None:
                 row = _row_of({"best": self.best, "history": self.history})
                 notes = weights_notes(self.config, self.settings, self.data, self.encoder, row)
                 self.folder.write_best(self.best_weights, self.config, notes | self.notes)
                 self.best_weights = None
-            self.folder.write_state(self._state())
+            self.folder.write_state({"identity": self.identity} | self.state())
 
-    def _write_bank(self) -> None:
-        """Choose the beta of the query bank of the best weights, and write the bank."""
+    def choose_joined(self, members: int) -> None:
+        """Choose the linear model that is joined to more members than one, and beta for what is joined."""
         weights = dict(read_weights(self.folder.path / BEST))
         model = model_of(weights, self.config, self.fabric.device)
+        if members > 1 and can_be_linear(self.config):
+            moments = Moments(model_of(weights, self.config), self.data)
+            choice, found = choose_linear(moments, weights, self.config, self.validation)
+            model = model_of(*join_linear(moments, [weights], self.config, choice))
+            scores = {"without": found[0], "with": found[choice.count]}
+            self.best |= {"linear": asdict(choice), "linear_scores": scores}
         self.best["beta"] = choose_beta(model, self.data, self.validation)
+
+    def write_bank(self) -> None:
+        """Write the query bank of the best weights."""
+        model = model_of(dict(read_weights(self.folder.path / BEST)), self.config, self.fabric.device)
         self.folder.write_bank(make_bank(model, self.data, self.best["beta"]))
 
-    def choose_linear(self, members: int) -> None:
-        """Choose the linear model that is joined to so many members, and beta for both together."""
-        if members == 1 or not can_be_linear(self.config):
-            return
-        weights = dict(read_weights(self.folder.path / BEST))
-        moments = Moments(model_of(weights, self.config), self.data)
-        choice, found = choose_linear(moments, weights, self.config, self.validation)
-        model = model_of(*join_linear(moments, [weights], self.config, choice))
-        scores = {"without": found[0], "with": found[choice.count]}
-        self.best |= {"linear": asdict(choice), "linear_scores": scores}
-        self.best["beta"] = choose_beta(model, self.data, self.validation)
-
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What `load` takes to go on as if nothing had been interrupted."""
         return {
-            "identity": self.identity,
-            "search": self.search,
             "objective": self.objective.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -380,7 +390,7 @@ class _Run:
         }
 
     def load(self, state: Mapping[str, Any] | None) -> None:
-        """Take the state that `_state` gave; None leaves the run at its start."""
+        """Take what `state` gave; None leaves the run at its start."""
         if state is None:
             return
         self.objective.module.load_state_dict(state["objective"], strict=False)

@@ -32,6 +32,8 @@ class Objective(nn.Module):
             parameter.requires_grad_(not name.startswith(untrained))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
         self._settings = settings
+        self.generator: torch.Generator | None = None
+        """Draws what is dropped; None is PyTorch's own, which threads would share."""
         self.gather: Callable[[Tensor], Tensor] | None = None
         """Joins the rows of all devices, so that each sees the scores of the whole batch."""
 
@@ -44,8 +46,8 @@ class Objective(nn.Module):
             teacher: scores (B, B) of the batch of all devices, one device's rows after another's.
         """
         settings = self._settings
-        available = drop_experts(available, settings.expert_dropout)
-        tokens = _drop_words(tokens, settings.word_dropout)
+        available = drop_experts(available, settings.expert_dropout, self.generator)
+        tokens = _drop_words(tokens, settings.word_dropout, self.generator)
         features = {name: self.drop_features(name, x) for name, x in features.items()}
         video = torch.stack(list(self.model.encode_video(features, available).values()), dim=1)
         text, weights = self.model.encode_text(tokens)
@@ -62,10 +64,11 @@ class Objective(nn.Module):
         rate = self._settings.feature_dropout
         if not rate or not self.training:
             return x
-        dropped = torch.rand_like(x, dtype=torch.float32) < rate
+        dropped = torch.rand(x.shape, device=x.device, generator=self.generator) < rate
         if not self.model.config.standardise:
             return x.masked_fill(dropped, 0)
-        dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
+        if x.ndim > 2:
+            dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
         return torch.where(dropped, self.model.standardise._modules[name].mean, x)
 
 
@@ -79,16 +82,16 @@ def _fixed_poolings(config: CEConfig) -> list[str]:
     return [name for name, side in sides.items() if has_fixed_centre(side)]
 
 
-def drop_experts(available: Tensor, rate: float) -> Tensor:
+def drop_experts(available: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
     """Drop each available expert with this chance, but never all experts of a video."""
     if not rate:
         return available
-    kept = available & (torch.rand(available.shape, device=available.device) >= rate)
+    kept = available & (torch.rand(available.shape, device=available.device, generator=generator) >= rate)
     return torch.where(kept.any(1, keepdim=True), kept, available)
 
 
-def _drop_words(tokens: Tensor, rate: float) -> Tensor:
+def _drop_words(tokens: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
     if not rate:
         return tokens
-    dropped = torch.rand(tokens.shape[:2], device=tokens.device) < rate
+    dropped = torch.rand(tokens.shape[:2], device=tokens.device, generator=generator) < rate
     return tokens.masked_fill(dropped.unsqueeze(2), 0)

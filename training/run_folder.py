@@ -36,7 +36,7 @@ CARD = "README.md"
 CURVE = "curve.png"
 EVENTS = "events.out.tfevents.*"
 
-STATE_SHARE = 0.1
+STATE_SHARE = 0.03
 """Share of the time that writing states may take."""
 
 PLOTTED_FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "geometric_mean": "geometric mean"}
@@ -130,7 +130,7 @@ def read_state(path: Path) -> dict[str, Any]:
         # A damaged file raises whatever its bytes happen to mean.
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ValueError(f"{path}: not a complete training checkpoint: {reason}") from None
-    return {"search": None} | state | {"identity": dict(identity)}
+    return {"search": None, "members": []} | state | {"identity": dict(identity)}
 
 
 def _draw(history: list[dict[str, float]], path: Path) -> None:

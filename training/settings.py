@@ -52,9 +52,9 @@ class TrainingConfig:
             step. None stops a search for the number of steps after half as many again, and nothing else. With `epochs`
             or `steps`, each epoch is validated.
         refit: after a search, the weights are trained anew for as many steps on all videos, with those held out.
-        members: the models, of seeds that follow one another, that a refit trains and joins to one whose `shared_dim`
-            is so many times as large (`members`), with a linear model besides (`linear`). A model that cannot be joined
-            has one, and none that is linear.
+        members: the models, of seeds that follow one another, that a refit trains, on a CPU all at once, and joins to
+            one whose `shared_dim` is so many times as large (`members`), with a linear model besides (`linear`). A
+            model that cannot be joined has one, and none that is linear.
         seed: the seed of initial parameters, order, captions and dropout.
         precision: 'float32', 'bfloat16' or 'float16' (mixed).
         devices: the number of GPUs, or of processes on a CPU, that share a batch.

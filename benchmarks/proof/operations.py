@@ -389,10 +389,9 @@ class Train(Operation):
 
     @staticmethod
     def _number(folder: Path) -> int:
-        """A number that grows with the states of a run: by its members, then by epochs."""
+        """A number that grows with the states of a run: by the epochs of the search, then by those of its members."""
         state = run_folder.read_state(folder / run_folder.STATE)
-        members = 0 if state["search"] is None else 1 + len(state["search"]["members"])
-        return 1000 * members + state["epoch"]
+        return 1000 + state["members"][0]["epoch"] if state["members"] else state["epoch"]
 
     @staticmethod
     def _weights(path: Path) -> Any:

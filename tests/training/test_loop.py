@@ -5,16 +5,19 @@ import math
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from towhee.models.collaborative_experts import GatedEmbeddingUnit, MimicCEGatedEmbeddingUnit, ReduceDim
 
 import collaborative_experts as package
 from collaborative_experts import CaptionedVideos, CEConfig, Features, TrainingConfig
-from collaborative_experts.model.cenet import initial_state
+from collaborative_experts.model.cenet import _Normalise, _Unit, initial_state
 from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
 from collaborative_experts.retrieval.similarity import similarity
@@ -335,8 +338,12 @@ def _without_seconds(history, other):
     return [row | {"seconds": mine["seconds"]} for row, mine in zip(other, history, strict=True)]
 
 
-def test_resumed_searches_and_refits_are_the_uninterrupted_ones(tmp_path, monkeypatch):
-    """Step 5 is of the search, of 20 steps, step 30 of the first of two members, step 60 of the second."""
+@pytest.mark.parametrize(("threads", "kept"), [(1, {5: None, 25: None}), (2, {45: [10, 10]})])
+def test_resumed_searches_and_refits_are_the_uninterrupted_ones(tmp_path, monkeypatch, request, threads, kept):
+    """The search has 20 steps; then two members, on as many threads where there are some, make 5 in each epoch. `kept`
+    are the steps of the members in the state that is resumed, by the step that was interrupted."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     monkeypatch.setattr(run_folder, "STATE_SHARE", math.inf)
     monkeypatch.setattr(schedule, "MOST_STEPS", 20)
     monkeypatch.setattr(schedule, "MOST_EPOCHS", 1)
@@ -360,15 +367,15 @@ def test_resumed_searches_and_refits_are_the_uninterrupted_ones(tmp_path, monkey
     said = f"was {linear['without']:.1f} without it and {linear['with']:.1f} with it"
     assert (said if linear["count"] else "a linear model brought nothing") in card
     expected = load_file(whole.weights_path)
-    for interrupted_at, members in {5: None, 30: 0, 60: 1}.items():
+    for interrupted_at, steps in kept.items():
         folder = f"part {interrupted_at}"
         with monkeypatch.context() as patch:
             _interrupt_after(interrupted_at, patch)
             with pytest.raises(KeyboardInterrupt):
                 run(folder)
         state = tmp_path / folder / "last.ckpt"
-        search = torch.load(state, weights_only=True)["search"]
-        assert (search and len(search["members"])) == members
+        members = torch.load(state, weights_only=True).get("members")
+        assert (members and [member["step"] for member in members]) == steps
         resumed = run(folder, state)
         assert resumed.history == _without_seconds(resumed.history, whole.history)
         found = load_file(resumed.weights_path)
@@ -458,6 +465,24 @@ def test_gradients_reach_every_parameter_and_no_input(tmp_path):
     for name, x in features.items():
         assert x.grad is None
         assert torch.equal(x, copies[name])
+
+
+@pytest.mark.parametrize(
+    "plain", [GatedEmbeddingUnit(6, 8, True), MimicCEGatedEmbeddingUnit(6, 6, False), ReduceDim(6, 8)]
+)
+def test_units_have_the_values_and_gradients_of_cenets(plain):
+    plain = plain.double()
+    found = []
+    for unit in (plain, _Unit(deepcopy(plain)).train()):
+        x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = unit(x)
+        (y * torch.arange(y.numel()).view_as(y)).sum().backward()
+        found.append([y, x.grad, *(parameter.grad for parameter in unit.parameters() if parameter.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    zero = [torch.zeros(1, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    (_Normalise.apply(zero[0]).sum() + torch.nn.functional.normalize(zero[1]).sum()).backward()
+    torch.testing.assert_close(zero[0].grad, zero[1].grad)
 
 
 def test_a_missing_expert_gets_no_gradient_from_what_stands_there():
