@@ -58,7 +58,7 @@ def check_choice(value: object, choices: Collection[object], where: str) -> None
 
 def video_id(value: object) -> str:
     """The id of a video as text. Integers count as their decimal digits. Raises TypeError for anything else."""
-    if type(value) is str:  # the most, and there may be a million
+    if type(value) is str:  # most are, and there may be a million
         return value
     if isinstance(value, bytes):
         return value.decode("utf-8")

@@ -13,7 +13,10 @@ from functools import cache
 
 
 def give_back() -> None:
-    """Give freed memory back, where the C library is one that keeps it and can be told not to. Takes milliseconds."""
+    """Give freed memory back, where the C library is one that keeps it and can be told not to.
+
+    A gigabyte takes a seventh of a second.
+    """
     trim = _trim()
     if trim is not None:
         trim(0)
@@ -23,4 +26,7 @@ def give_back() -> None:
 def _trim() -> Callable[[int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim.argtypes = [ctypes.c_size_t]
+    return trim

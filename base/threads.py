@@ -15,16 +15,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map`, computed some items ahead. Within the function PyTorch has one thread: the cores are all in use."""
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int | None = None) -> Iterator[Result]:
+    """`map`, computed some items ahead. Within the function PyTorch has one thread: the cores are all in use.
+
+    Args:
+        ahead: results that wait at most, beside the one that is asked for; None for two a thread.
+    """
     threads = torch.get_num_threads()
+    most = 2 * threads if ahead is None else ahead
     if threads == 1:
         yield from map(function, items)
         return
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(_pool(threads, 1).submit(function, item))
-        if len(waiting) > 2 * threads:
+        if len(waiting) > most:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

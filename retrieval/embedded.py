@@ -222,7 +222,7 @@ class Snapshot:
         dims = list(self.store.stated.dims.values())
         size = _videos_of_a_chunk(dims, self.dataset.count_rows())
         for rows in _in_chunks(self.store.read_codes(self.dataset), size):
-            yield _piece(rows, dims)
+            yield _piece(rows, dims, kept=False)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
         """The k highest scores of each text among the videos at the ascending addresses `allowed` (all, for None)."""
@@ -356,8 +356,8 @@ class HeldCodes:
         size = _videos_of_a_chunk(dims, snapshot.dataset.count_rows())
         for rows in _in_chunks(added, size):
             pieces.append(_piece(rows, dims))
-            tail = CodeRows.concatenate([rows]) if len(rows) < size else None
-        if len(pieces) > len(snapshot.pieces) + 1:
+            tail = CodeRows.concatenate([rows]) if 2 * len(rows) < size else None
+        if len(pieces) > len(snapshot.pieces) + 1:  # of one piece there is little
             give_back()
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
 
@@ -388,9 +388,10 @@ def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
         yield chunk[:filled]
 
 
-def _piece(rows: CodeRows, dims: Sequence[int]) -> Piece:
+def _piece(rows: CodeRows, dims: Sequence[int], kept: bool = True) -> Piece:
     bias = as_tensor(rows.bias).float() if rows.bias.any() else None
-    return Piece(Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims), rows.addresses.copy(), bias)
+    chunk = Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims, kept)
+    return Piece(chunk, rows.addresses.copy(), bias)
 
 
 def live_addresses(dataset: Any, fragment: Any) -> np.ndarray:

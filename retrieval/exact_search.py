@@ -136,8 +136,8 @@ class Queries:
         # All experts at once, filled up with zeros, since small operations take long beside what they compute.
         dims = [x.shape[1] for x in self.embeddings]
         filled = torch.zeros(len(dims), len(weights), max(dims))
-        for row, x in zip(filled, self.embeddings, strict=True):
-            row[:, : x.shape[1]] = x
+        for m, x in enumerate(self.embeddings):
+            filled[m, :, : x.shape[1]] = x
         rows = int8_rows(filled.flatten(0, 1))
         values = rows.values[: 2 * len(rows.largest)].to(torch.int8) - INT8_ZERO
         values = values.view(2, *filled.shape).permute(1, 2, 0, 3)
@@ -172,6 +172,7 @@ class Chunk:
         scale, residual: (n, M) float32, the codes' steps and at least the lengths of what they leave.
         available: (n, M) bool.
         dims: D of each expert.
+        kept: False for codes that are compared once.
 
     Attributes:
         size: n.
@@ -179,7 +180,13 @@ class Chunk:
     """
 
     def __init__(
-        self, codes: np.ndarray, scale: np.ndarray, residual: np.ndarray, available: np.ndarray, dims: Sequence[int]
+        self,
+        codes: np.ndarray,
+        scale: np.ndarray,
+        residual: np.ndarray,
+        available: np.ndarray,
+        dims: Sequence[int],
+        kept: bool = True,
     ) -> None:
         self.size = len(codes)
         self._residual = torch.from_numpy(np.where(available, residual, np.float32(0)))
@@ -187,7 +194,7 @@ class Chunk:
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
         self._experts = np.flatnonzero(available.any(0)).tolist()
-        ways, blocks = [way_for(dim) for dim in dims], [codes[:, columns] for columns in _blocks(dims)]
+        ways, blocks = [way_for(dim, kept) for dim in dims], [codes[:, columns] for columns in _blocks(dims)]
         self._multiply = list(in_order(lambda m: ways[m](torch.from_numpy(blocks[m].copy())), self._experts))
         steps = torch.from_numpy((scale * available).T.copy())
         self._steps = list(steps[self._experts])

@@ -6,7 +6,7 @@ are timed when the first codes are held, and the fastest is taken that gives the
 
 1. NumKong's, with kernels for each processor.
 2. oneDNN's, through PyTorch.
-3. FBGEMM's, through PyTorch, where it holds the codes in hardly more memory than they take.
+3. FBGEMM's, through PyTorch, for codes that are kept, where it holds them in hardly more memory than they take.
 4. The product in float32, where none of these is exact.
 
 What was measured is in benchmarks/NOTES.md.
@@ -14,6 +14,7 @@ What was measured is in benchmarks/NOTES.md.
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -46,16 +47,24 @@ TRIALS = 3
 HOPELESS = 4
 """A way that takes so many times as long as the fastest is tried with no more texts: a reference code takes long."""
 
-
 FBGEMM_COLUMNS, MOST_FILLED = 512, 1.1
 """FBGEMM fills columns up to a multiple of 512 (256 on some processors), which may take so many times their memory."""
 
 
-def way_for(dim: int) -> Way:
-    """The fastest exact way to hold codes of D columns."""
+_choosing = threading.Lock()
+
+
+def way_for(dim: int, kept: bool) -> Way:
+    """The fastest exact way to hold codes of D columns; `kept` for more products than one."""
     filled = -(-dim // FBGEMM_COLUMNS) * FBGEMM_COLUMNS
-    settings = torch.backends.quantized.engine, filled <= MOST_FILLED * dim
-    return next(in_order(lambda x: _fastest(*x), [settings]))  # where the products are computed, too: on one thread
+    fbgemm = kept and filled <= MOST_FILLED * dim  # it takes long to hold them
+
+    def choose(engine: str) -> Way:
+        with _choosing:
+            return _fastest(engine, fbgemm)
+
+    # On a thread of those that compute the products.
+    return next(in_order(choose, [torch.backends.quantized.engine]))
 
 
 def numkong_product(codes: Tensor) -> Multiply:
@@ -86,7 +95,7 @@ def onednn_product(codes: Tensor) -> Multiply:
 
 
 def fbgemm_product(codes: Tensor) -> Multiply:
-    """The third way, exact up to 2^24. Only where PyTorch's engine for quantized layers is FBGEMM."""
+    """The third way, exact up to 2^24, where PyTorch's engine for quantized layers is one that packs by FBGEMM."""
     packed = torch.ops.quantized.linear_prepack(torch._make_per_tensor_quantized_tensor(codes, 1.0, 0), None)
     layer = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     return lambda values: layer(values.float(), 1.0, INT8_ZERO, packed)

@@ -71,6 +71,9 @@ READ_BYTES = 2**19
 WRITTEN_BYTES, MERGED_BYTES = 2**22, 2**25
 """Vectors that are quantised and handed over at once: to an append, and to a merge, which is a commit each."""
 
+AHEAD_BYTES = 2**25
+"""Vectors that are quantised ahead of what is written."""
+
 FEW_IDS = 1000
 """Up to so many ids are looked up; for more, all ids are read."""
 
@@ -351,6 +354,7 @@ class VideoStore:
                 to_matrix(table["fine_residual"]),
                 availability(table["pattern"].to_pylist()),
                 dims,
+                kept=False,
             )
             yield piece.addresses, chunk
 
@@ -420,8 +424,7 @@ class VideoStore:
             return rows, joint, quantise(joint, dims)
 
         parts = slices(len(videos), max(1, size // (4 * sum(dims))))
-        ahead = in_order if size <= WRITTEN_BYTES else map  # of large parts only one is in memory
-        for rows, joint, codes in ahead(encoded, parts):
+        for rows, joint, codes in in_order(encoded, parts, ahead=AHEAD_BYTES // size):
             available = videos.available[rows]
             columns: dict[str, Any] = {"id": videos.ids[rows], "pattern": patterns(available)}
             columns |= _lists(joint, codes) | _media(videos.extras[rows])

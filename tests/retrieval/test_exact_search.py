@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from collaborative_experts.retrieval import exact_search
+from collaborative_experts.retrieval import exact_search, products
 from collaborative_experts.retrieval.exact_search import Chunk, ChunkScores, Queries, Vectors, quantise, scan, select
 
 
@@ -79,6 +79,22 @@ def test_bounds_hold(given_collection):
         assert (np.linalg.norm((joint - coarse - fine)[:, start:stop], axis=1) <= codes.fine_residual[:, m]).all()
         if dims[m] > 8:
             assert (codes.fine_residual[:, m] <= codes.residual[:, m] / 20 + 1e-30).all()
+
+
+def test_bounds_hold_where_experts_are_multiplied_in_different_ways(monkeypatch):
+    """FBGEMM gives float32, the others whole numbers."""
+    if not products.is_exact(products.fbgemm_product):
+        pytest.skip("PyTorch has no FBGEMM here")
+    monkeypatch.setattr(products, "_fastest", lambda _, fbgemm: ways[fbgemm])
+    ways = {True: products.fbgemm_product, False: products.float_product}
+    for texts, missing in ((1, 0.0), (20, 0.5)):
+        dims = [512, 768, 1]
+        weights, embeddings, joint, available = collection(texts, 300, dims, missing, 1.0, 0)
+        codes, queries = quantise(joint, dims), queries_of(weights, embeddings)
+        chunk = Chunk(codes.coarse, codes.scale, codes.residual, available, dims)
+        found = chunk.score(queries).double().numpy()
+        truth = exact_scores(weights, embeddings, joint, available, dims)
+        assert (np.abs(found - truth) <= errors_of(chunk, queries)).all()
 
 
 @pytest.mark.parametrize("fine_bytes", [0, 2**40], ids=["by fine codes", "by vectors"])

@@ -20,6 +20,7 @@ from collaborative_experts import (
     explain,
     similarity,
 )
+from collaborative_experts.retrieval import embedded
 from collaborative_experts.retrieval import index as module
 from helpers import SMALL, check_answers, random_embeddings, random_inputs, write_lance
 from warm_process import Process
@@ -385,6 +386,43 @@ def test_exact_after_many_changes(path):
                 assert report.rows == 60
                 assert report.files[1] == 1 <= report.files[0]
             check_answers(other, text, video, NAMES, 60)
+
+
+@pytest.fixture
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("threads", "videos", "dim", "expected"),
+    [
+        (2, 1000, 1024, 4096),
+        (2, 100_000, 1024, 25_000),
+        (2, 100_001, 1024, 25_001),
+        (16, 100_000, 1024, 6250),
+        (2, 20_000, 6912, 5000),
+        (2, 10, 2**26, 1),
+    ],
+    indirect=["threads"],
+)
+def test_each_core_has_as_many_chunks(threads, videos, dim, expected):
+    assert embedded._videos_of_a_chunk([dim], videos) == expected
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_codes_that_more_videos_join_are_few(threads, path, monkeypatch):
+    """They are held a second time; a chunk that is nearly full is not."""
+    monkeypatch.setattr(embedded, "CHUNK", 16)
+    text, video = some()
+    with VideoIndex(path) as index:
+        for start, stop, joined in ((0, 35, None), (35, 38, 3), (38, 45, 10), (45, 60, None)):
+            index.add(NAMES[start:stop], video[start:stop])
+            check_answers(index, text, video[:stop], NAMES[:stop], 5)
+            tail = index._backend._codes.snapshot().tail
+            assert (tail and len(tail)) == joined
 
 
 def test_pieces_of_any_size(path, monkeypatch):

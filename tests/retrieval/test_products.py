@@ -41,7 +41,7 @@ def test_whole_numbers(way, dim, largest, monkeypatch):
     for rows in (1, 2, 4, 18, 128):
         for videos in (1, 7, 300):
             values, codes = numbers(rows, videos, dim, largest)
-            found = products.way_for(dim)(codes)(values)
+            found = products.way_for(dim, kept=True)(codes)(values)
             assert torch.equal(found.long(), values.long() @ codes.long().T)
 
 
@@ -85,17 +85,30 @@ def test_a_library_that_is_not_there(anew, monkeypatch):
 def test_fbgemm_is_for_columns_that_it_does_not_fill_up(dim, may, monkeypatch):
     asked = []
     monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: asked.append(fbgemm) or float_product)
-    products.way_for(dim)
-    assert asked == [may]
+    for kept in (True, False):
+        products.way_for(dim, kept)
+    assert asked == [may, False]
 
 
-def test_fbgemm_is_not_asked_where_a_program_took_another_engine():
+def test_fbgemm_is_not_taken_where_a_program_took_another_engine():
+    if not is_exact(fbgemm_product) or "onednn" not in torch.backends.quantized.supported_engines:
+        pytest.skip("PyTorch has no FBGEMM, or no other engine here")
     before = torch.backends.quantized.engine
     try:
         torch.backends.quantized.engine = "onednn"
         assert not is_exact(fbgemm_product)
     finally:
         torch.backends.quantized.engine = before
+
+
+def test_no_warning_of_what_pytorch_deprecates(root):
+    code = (
+        "import warnings, collaborative_experts.retrieval.products as products\n"
+        "warnings.simplefilter('error')\nproducts.way_for(512, True)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_vnni(root):
