@@ -330,6 +330,7 @@ def test_memory_that_is_none(path, memory):
 
 
 def test_no_server():
+    pytest.importorskip("pymilvus")
     with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9: no Milvus server answers"):
         VideoIndex("http://127.0.0.1:9")
 
