@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
+from contextlib import suppress
 from pathlib import Path
+
+from .files import replacing
 
 _FOLDERS = ("_transactions", "_versions", "data")
 """What the first write makes in a dataset's folder."""
@@ -14,6 +18,37 @@ def is_uncommitted(path: Path) -> bool:
         return False
     files = (file.relative_to(path) for file in path.rglob("*") if not file.is_dir())
     return all(file.parts[0] in _FOLDERS for file in files)
+
+
+_LOOKUPS = "_indices/*/page_lookup.lance"
+"""The files of indices of ids that Lance holds in memory."""
+
+
+def seal_lookups(path: Path) -> None:
+    """Write the checksum of each index of ids in a dataset beside it, unless one is there."""
+    for file in path.glob(_LOOKUPS):
+        if not _seal(file).exists():
+            with replacing(_seal(file)) as temporary:
+                temporary.write_bytes(_checksum(file))
+
+
+def check_lookups(path: Path) -> None:
+    """Raise OSError where an index of ids is not as it was when its checksum was written.
+
+    Lance believes the sizes in it, and ends the process where there is not so much memory.
+    """
+    for file in path.glob(_LOOKUPS):
+        with suppress(FileNotFoundError):  # without a checksum, or removed by another process just now
+            if _seal(file).read_bytes() != _checksum(file):
+                raise OSError(f"its index {file.relative_to(path)} is damaged")
+
+
+def _seal(file: Path) -> Path:
+    return file.with_suffix(".crc32")
+
+
+def _checksum(file: Path) -> bytes:
+    return f"{zlib.crc32(file.read_bytes()):08x}".encode()
 
 
 def lance_reason(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra, is_panic
 from ..base.forks import import_lance
 from ..base.matrices import to_matrix
+from .hdf5_heaps import check_heaps
 from .safe_pickle import load_arrays, load_tensors
 
 ID_NAMES = ("video_id", "ids")
@@ -308,6 +309,7 @@ class _Hdf5Group:
         if x.external:
             raise FeatureFileError(f"{self.path}, {name!r}: refused, its numbers are to be read from another file")
         check_expansion(self.path, x.nbytes)
+        check_heaps(self.path, x)
         return x
 
     def keys(self) -> Iterator[str]:

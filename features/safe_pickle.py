@@ -47,8 +47,8 @@ def load_tensors(path: Path) -> object:
         check_texts(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        # PyTorch's own message recommends to load without the protection.
-        named = re.search(r"GLOBAL (\S+)", str(error))
+        # PyTorch's own message recommends to load without the protection. That of 2.6 names `builtins`.
+        named = re.search(r"GLOBAL (?:builtins\.)?(\S+)", str(error))
         reason = f"refused, it would call {named[1]}; only tensors are let in" if named else "not a file of torch.save"
         raise pickle.UnpicklingError(reason) from None
 

@@ -269,8 +269,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # PyTorch's own message recommends to load without the protection.
-        asked_for = re.search(r"GLOBAL (\S+)", str(error))
+        # PyTorch's own message recommends to load without the protection. That of 2.6 names `builtins`.
+        asked_for = re.search(r"GLOBAL (?:builtins\.)?(\S+)", str(error))
         reason = f"loading it would call {asked_for[1]}" if asked_for else "it is damaged, or not from torch.save"
         raise ValueError(f"{path}: refused, {reason}; expected a state dict of plain tensors") from None
     except Exception as error:

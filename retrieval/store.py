@@ -36,7 +36,7 @@ import numpy as np
 
 from ..base.dependencies import extra, is_panic
 from ..base.forks import check_lance, import_lance
-from ..base.lance_files import is_uncommitted, lance_reason
+from ..base.lance_files import check_lookups, is_uncommitted, lance_reason, seal_lookups
 from ..base.matrices import from_matrix, to_matrix
 from ..base.slices import slices
 from ..base.threads import in_order
@@ -189,6 +189,8 @@ class VideoStore:
                 self._dataset = self._lance.dataset(self.uri)
             if self._dataset is not before:
                 self.header = self._read_header()
+                if self._local:
+                    check_lookups(Path(self.uri))
         return self._dataset
 
     @property
@@ -466,8 +468,7 @@ class VideoStore:
         if len(small) >= MOST_SMALL_FRAGMENTS:
             dataset = self._writable()
             dataset.optimize.compact_files(target_rows_per_fragment=ROWS)
-            dataset.cleanup_old_versions(older_than=KEPT)
-            self.refresh()
+            self._clean_up(dataset)
 
     def calibrate(self, bank: QueryBank | None) -> None:
         """Put a query bank in force, in one commit, or none."""
@@ -514,12 +515,18 @@ class VideoStore:
         else:
             dataset.optimize.optimize_indices()
         dataset.optimize.compact_files()  # joins only files that are all indexed, or all not
-        dataset.cleanup_old_versions(older_than=KEPT)
-        self.refresh()
+        self._clean_up(dataset)
         if self._local:
             self._forget_banks()
         after = self._size()
         return StoreReport(self._dataset.count_rows(), *zip(before, after, strict=True))
+
+    def _clean_up(self, dataset: Any) -> None:
+        """After files were joined, which makes the index of the ids anew: drop old versions and go on to the newest."""
+        dataset.cleanup_old_versions(older_than=KEPT)
+        if self._local:
+            seal_lookups(Path(self.uri))
+        self.refresh()
 
     def _index_vectors(self, dataset: Any) -> None:
         """Make the approximate index: codes of one bit a dimension, or where these need another size the vectors."""

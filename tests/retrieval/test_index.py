@@ -331,6 +331,7 @@ def test_memory_that_is_none(path, memory):
 
 
 def test_no_server():
+    pytest.importorskip("pymilvus")
     with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9: no Milvus server answers"):
         VideoIndex("http://127.0.0.1:9")
 
@@ -492,10 +493,14 @@ def test_a_damaged_index_of_the_ids(filled, path):
     index, _, _ = filled
     index.optimise()
     index.close()
-    for file in path.glob("_indices/*/*.lance"):
-        file.write_bytes(b"\0" * 100 + file.read_bytes()[100:])
+    (data,), (lookup,) = (path.glob(f"_indices/*/page_{name}.lance") for name in ("data", "lookup"))
+    data.write_bytes(bytes(data.stat().st_size))
     with VideoIndex(path) as again, pytest.raises(OSError, match=r"videos\.lance: cannot read"):
-        again.read(["a", "b"])
+        again.read(NAMES[:1])
+    content = lookup.read_bytes()  # a size that is changed in it ends the process inside Lance
+    lookup.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    with pytest.raises(OSError, match=r"cannot read: its index _indices/.*/page_lookup\.lance is damaged$"):
+        VideoIndex(path)
 
 
 @pytest.mark.parametrize("damage", [b"collaborative_experts.bank", b"method"])

@@ -336,6 +336,7 @@ def test_a_result_prints_as_a_table(filled):
 
 
 def test_a_result_in_a_notebook_shows_pictures(tmp_path):
+    pytest.importorskip("av")
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (320, 200), "red").save(tmp_path / "red.png")
     (tmp_path / "no picture.png").write_text("nothing")
