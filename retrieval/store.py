@@ -632,8 +632,8 @@ def _bank_table(bank: QueryBank) -> Any:
 
 def _read_bank(dataset: Any, header: Header) -> QueryBank:
     """The bank that `_bank_table` wrote. Raises OSError where it is damaged."""
-    table = dataset.to_table()
     try:
+        table = dataset.to_table()
         embeddings = header.by_expert(to_matrix(table["embeddings"]))
         text = TextEmbeddings(embeddings, to_matrix(table["weights"]), model=header.model)
         return QueryBank(text, **json.loads((dataset.schema.metadata or {})[_BANK]))
