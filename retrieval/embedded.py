@@ -38,6 +38,7 @@ from .exact_search import (
     select,
 )
 from .normalise import QueryBank
+from .products import NUMKONG_ROWS
 from .rows import Answers, Header, NewVideos, Stored, StoreReport
 from .store import CodeRows, Rows, VideoStore, bias_column
 
@@ -363,11 +364,13 @@ class HeldCodes:
 
 
 def _videos_of_a_chunk(dims: Sequence[int], videos: int) -> int:
-    """How many of so many videos of these experts are compared at once: about `CHUNK`, and as many by each core."""
+    """How many of so many videos of these experts are compared at once: about `CHUNK`, as many by each core, and a
+    multiple of what NumKong fills up to."""
     cores = torch.get_num_threads()
     most = min(CHUNK, max(1, CHUNK_BYTES // sum(dims)))
     chunks = cores * max(1, round(videos / (most * cores)))
-    return max(min(most, LEAST_CHUNK), -(-videos // chunks))
+    size = max(min(most, LEAST_CHUNK), -(-videos // chunks))
+    return -(-size // NUMKONG_ROWS) * NUMKONG_ROWS
 
 
 def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:

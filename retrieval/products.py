@@ -47,6 +47,9 @@ TRIALS = 3
 HOPELESS = 4
 """A way that takes so many times as long as the fastest is tried with no more texts: a reference code takes long."""
 
+NUMKONG_ROWS = 8
+"""NumKong takes up to twice as long with all codes where their number is no multiple of this."""
+
 FBGEMM_COLUMNS, MOST_FILLED = 512, 1.1
 """FBGEMM fills columns up to a multiple of 512 (256 on some processors), which may take so many times their memory."""
 
@@ -72,11 +75,13 @@ def numkong_product(codes: Tensor) -> Multiply:
     programs take their cores, each product would last as long as a time slice."""
     import numkong  # where it is not installed, this way is not taken
 
-    packed: Any = numkong.dots_pack(codes.numpy())
+    count = len(codes)
+    filled = torch.nn.functional.pad(codes, (0, 0, 0, -count % NUMKONG_ROWS))
+    packed: Any = numkong.dots_pack(filled.numpy())
 
     def multiply(values: Tensor) -> Tensor:
         products = numkong.dots_packed(values.numpy(), packed, threads=1)  # type: ignore[call-arg]
-        return torch.from_numpy(np.asarray(products))
+        return torch.from_numpy(np.asarray(products))[:, :count]
 
     return multiply
 

@@ -402,10 +402,10 @@ def threads(request):
     [
         (2, 1000, 1024, 4096),
         (2, 100_000, 1024, 25_000),
-        (2, 100_001, 1024, 25_001),
-        (16, 100_000, 1024, 6250),
+        (2, 100_001, 1024, 25_008),
+        (16, 100_000, 1024, 6256),
         (2, 20_000, 6912, 5000),
-        (2, 10, 2**26, 1),
+        (2, 10, 2**26, 8),
     ],
     indirect=["threads"],
 )
@@ -419,7 +419,7 @@ def test_codes_that_more_videos_join_are_few(threads, path, monkeypatch):
     monkeypatch.setattr(embedded, "CHUNK", 16)
     text, video = some()
     with VideoIndex(path) as index:
-        for start, stop, joined in ((0, 35, None), (35, 38, 3), (38, 45, 10), (45, 60, None)):
+        for start, stop, joined in ((0, 31, None), (31, 34, 3), (34, 40, 9), (40, 60, None)):
             index.add(NAMES[start:stop], video[start:stop])
             check_answers(index, text, video[:stop], NAMES[:stop], 5)
             tail = index._backend._codes.snapshot().tail
