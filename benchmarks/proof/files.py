@@ -55,6 +55,9 @@ SECONDS, BYTES, SILENCE_S = 1.0, 200e6, 60
 ADDRESSES = 4e9
 """Bytes of address space that the process may take beyond those of its libraries."""
 
+DONE = "done.txt"
+"""In this file of the campaign's folder stands what was done to a sample, should reading it end the process."""
+
 EXPECTED = ("cases", "refused", "same", "other", "armed")
 
 
@@ -123,7 +126,8 @@ def _outcomes(kinds: Sequence[str], cases: int, seed: int, folder: str, start: i
                 return
             if not line.endswith(b"\n"):
                 status = process.wait()
-                yield {"verdicts": ["crashed"], "said": f"the process ended with status {status}"}
+                done = Path(folder, DONE).read_text()
+                yield {"verdicts": ["crashed"], "said": f"{done}: the process ended with status {status}"}
                 return
             yield json.loads(line)
         yield {"verdicts": ["hung"], "said": f"nothing for {SILENCE_S} s"}
@@ -162,11 +166,13 @@ class Reader:
         try:
             if kind in hostile.KINDS:
                 path, read = hostile.make(kind, number, case)
+                (self.folder / DONE).write_text(hostile.name(kind, number))
                 return self._judged(path, read, hostile.name(kind, number), right="", may_be_other=False)
             self._prepare(kind)
             path = self.sample.copied_to(case)
             rng = np.random.default_rng([self.seed, samples.KINDS.index(kind), number])
             done = samples.damage(path, rng, only_bytes=kind == "store")
+            (self.folder / DONE).write_text(done)
             return self._judged(path, self.sample.read, done, self.right, kind not in samples.CHECKED)
         finally:
             shutil.rmtree(case.parent)

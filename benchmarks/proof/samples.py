@@ -233,10 +233,16 @@ def nest(data: bytearray, at: int, rng: np.random.Generator) -> bytes:
 MUTATIONS = (flip, replace, truncate, insert, duplicate, remove, zeros, huge, digits, nest)
 
 
+def _without_random_names(path: Path) -> str:
+    """A path in a store but for what Lance chooses at random, so that a seed damages the same again."""
+    return re.sub(r"[0-9a-f-]{16,}|[01]{16,}", "", path.as_posix())
+
+
 def damage(path: Path, rng: np.random.Generator, only_bytes: bool) -> str:
     """Change one file of a sample in place; says what was done."""
     root = path if path.is_dir() else path.parent
-    files = sorted(x for x in root.rglob("*") if x.is_file() and x.stat().st_size and not x.name.endswith(".lock"))
+    files = [x for x in root.rglob("*") if x.is_file() and x.stat().st_size and not x.name.endswith(".lock")]
+    files.sort(key=lambda file: (_without_random_names(file.relative_to(root)), file.stat().st_size))
     file = files[rng.integers(len(files))]
     data = bytearray(file.read_bytes())
     at = int(rng.integers(len(data)))
