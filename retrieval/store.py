@@ -249,8 +249,8 @@ class VideoStore:
         except (OSError, RuntimeError) as error:
             raise StoreError(f"{self.uri}: cannot {what}: {lance_reason(error)}") from None
         except ValueError as error:
-            # Those of another class are of JSON, Arrow and texts that are damaged.
-            if type(error) is ValueError and not str(error).startswith(_LANCE_FAILURES):
+            # Ours begin with the store or the argument; others come of Lance, Arrow, JSON or a text that is damaged.
+            if str(error).startswith((self.uri, "where: ", "search: ")):
                 raise
             raise StoreError(f"{self.uri}: cannot {what}: {lance_reason(error)}") from None
         except BaseException as error:
@@ -268,7 +268,7 @@ class VideoStore:
         found = [np.empty(0, dtype=np.int64)]
         for condition in conditions:
             both = " AND ".join(f"({part})" for part in (where, condition) if part)
-            found.append(self._row_addresses(dataset, columns=[], filter=both or None))
+            found.append(self._row_addresses(dataset, where, columns=[], filter=both or None))
         return np.unique(np.concatenate(found))
 
     def nearest(self, dataset: Any, joint: np.ndarray, count: int, where: str | None) -> np.ndarray:
@@ -281,7 +281,7 @@ class VideoStore:
         if partitions is None:
             raise ValueError(f"{self.uri}: has no approximate index; make it with optimise(approximate=True)")
         query = {"column": "vector", "q": joint, "k": count, "nprobes": max(LEAST_PROBES, partitions // PROBED_SHARE)}
-        return self._row_addresses(dataset, columns=["_distance"], nearest=query, filter=where, prefilter=True)
+        return self._row_addresses(dataset, where, columns=["_distance"], nearest=query, filter=where, prefilter=True)
 
     def _partitions(self, dataset: Any) -> int | None:
         """Partitions of the approximate index; None without one."""
@@ -289,11 +289,11 @@ class VideoStore:
             return None
         return int(dataset.stats.index_stats(_APPROXIMATE)["indices"][0]["num_partitions"])
 
-    def _row_addresses(self, dataset: Any, **settings: Any) -> np.ndarray:
+    def _row_addresses(self, dataset: Any, where: str | None, **settings: Any) -> np.ndarray:
         try:
             table = dataset.scanner(with_row_address=True, **settings).to_table()
         except ValueError as error:
-            if str(error).startswith(_LANCE_FAILURES):
+            if where is None or str(error).startswith(_LANCE_FAILURES):
                 raise
             raise ValueError(f"where: {_of_condition(error)}") from None
         return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))

@@ -20,7 +20,7 @@ from collaborative_experts import (
     explain,
     similarity,
 )
-from collaborative_experts.retrieval import embedded
+from collaborative_experts.retrieval import embedded, store
 from collaborative_experts.retrieval import index as module
 from helpers import SMALL, check_answers, random_embeddings, random_inputs, write_lance
 from warm_process import Process
@@ -501,6 +501,19 @@ def test_a_damaged_index_of_the_ids(filled, path):
     lookup.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
     with pytest.raises(OSError, match=r"cannot read: its index _indices/.*/page_lookup\.lance is damaged$"):
         VideoIndex(path)
+
+
+@pytest.mark.parametrize("said", ["Invalid user input: Data file 'x.lance' has 13 field ids", "cannot reshape array"])
+def test_what_libraries_say_of_damage_is_an_error_of_the_store(filled, monkeypatch, said):
+    """As a ValueError of theirs, which is told from those of an argument."""
+    index, text, _ = filled
+
+    def read_codes(*_):
+        raise ValueError(said)
+
+    monkeypatch.setattr(store.VideoStore, "read_codes", read_codes)
+    with pytest.raises(OSError, match=rf"videos\.lance: cannot read: {said[:20]}"):
+        index.search(text, 1)
 
 
 @pytest.mark.parametrize("damage", [b"collaborative_experts.bank", b"method"])
