@@ -6,6 +6,7 @@ import io
 import mmap
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,15 @@ def check_texts(path: Path) -> None:
                     raise pickle.UnpicklingError(f"it holds a text of {len(argument):,} characters")
         except ValueError as error:
             raise pickle.UnpicklingError(f"it is damaged: {str(error)[:200]}") from None
+
+
+def refused_name(error: pickle.UnpicklingError) -> str | None:
+    """The function or class that PyTorch did not let a file name; None where that was not why it refused.
+
+    PyTorch's own message recommends to load without the protection. That of 2.6 names `builtins`.
+    """
+    named = re.search(r"GLOBAL (?:builtins\.)?(\S+)", str(error))
+    return named and named[1]
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes] | Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import pickle
-import re
 import struct
 import sys
 import zipfile
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..base.pickles import check_texts
+from ..base.pickles import check_texts, refused_name
 
 
 def load_arrays(path: Path) -> object:
@@ -47,9 +46,8 @@ def load_tensors(path: Path) -> object:
         check_texts(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        # PyTorch's own message recommends to load without the protection. That of 2.6 names `builtins`.
-        named = re.search(r"GLOBAL (?:builtins\.)?(\S+)", str(error))
-        reason = f"refused, it would call {named[1]}; only tensors are let in" if named else "not a file of torch.save"
+        name = refused_name(error)
+        reason = f"refused, it would call {name}; only tensors are let in" if name else "not a file of torch.save"
         raise pickle.UnpicklingError(reason) from None
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig
 from ..base.files import replacing
-from ..base.pickles import check_texts
+from ..base.pickles import check_texts, refused_name
 
 CONFIG_KEY = "collaborative_experts.config"
 """Key of the config, as JSON, in a safetensors file's metadata."""
@@ -269,9 +269,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # PyTorch's own message recommends to load without the protection. That of 2.6 names `builtins`.
-        asked_for = re.search(r"GLOBAL (?:builtins\.)?(\S+)", str(error))
-        reason = f"loading it would call {asked_for[1]}" if asked_for else "it is damaged, or not from torch.save"
+        name = refused_name(error)
+        reason = f"loading it would call {name}" if name else "it is damaged, or not from torch.save"
         raise ValueError(f"{path}: refused, {reason}; expected a state dict of plain tensors") from None
     except Exception as error:
         # A damaged file raises whatever its bytes happen to mean.

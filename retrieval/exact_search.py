@@ -194,8 +194,9 @@ class Chunk:
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
         self._experts = np.flatnonzero(available.any(0)).tolist()
-        ways, blocks = [way_for(dim, kept) for dim in dims], [codes[:, columns] for columns in _blocks(dims)]
-        self._multiply = list(in_order(lambda m: ways[m](torch.from_numpy(blocks[m].copy())), self._experts))
+        blocks = [codes[:, columns] for columns in _blocks(dims)]
+        ways = {dim: way_for(dim, kept) for dim in set(dims)}
+        self._multiply = list(in_order(lambda m: ways[dims[m]](torch.from_numpy(blocks[m].copy())), self._experts))
         steps = torch.from_numpy((scale * available).T.copy())
         self._steps = list(steps[self._experts])
         self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(steps.T)

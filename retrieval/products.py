@@ -76,8 +76,9 @@ def numkong_product(codes: Tensor) -> Multiply:
     import numkong  # where it is not installed, this way is not taken
 
     count = len(codes)
-    filled = torch.nn.functional.pad(codes, (0, 0, 0, -count % NUMKONG_ROWS))
-    packed: Any = numkong.dots_pack(filled.numpy())
+    if missing := -count % NUMKONG_ROWS:
+        codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
+    packed: Any = numkong.dots_pack(codes.numpy())
 
     def multiply(values: Tensor) -> Tensor:
         products = numkong.dots_packed(values.numpy(), packed, threads=1)  # type: ignore[call-arg]

@@ -32,6 +32,15 @@ def pytest_configure(config):
     config.pluginmanager.register(PlainFolders())
 
 
+@pytest.fixture
+def threads(request):
+    """So many threads of PyTorch in a test: @pytest.mark.parametrize("threads", [1, 2], indirect=True)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def root():
     return ROOT

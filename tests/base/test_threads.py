@@ -5,13 +5,7 @@ import torch
 
 from collaborative_experts.base.threads import in_order
 
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
 
 
 def test_results_come_in_order(threads):

@@ -45,14 +45,6 @@ collections = st.tuples(
 )
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
 def errors_of(chunk, queries):
     """(T, n) float64, of all pairs."""
     text, video = torch.meshgrid(torch.arange(len(queries)), torch.arange(chunk.size), indexing="ij")
@@ -97,6 +89,7 @@ def test_bounds_hold_where_experts_are_multiplied_in_different_ways(monkeypatch)
         assert (np.abs(found - truth) <= errors_of(chunk, queries)).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2], ids=["one thread", "two threads"], indirect=True)
 @pytest.mark.parametrize("fine_bytes", [0, 2**40], ids=["by fine codes", "by vectors"])
 @given(collections, st.sampled_from([1, 2, 7, 40, 100]), st.integers(1, 3))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -389,14 +389,6 @@ def test_exact_after_many_changes(path):
             check_answers(other, text, video, NAMES, 60)
 
 
-@pytest.fixture
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
     ("threads", "videos", "dim", "expected"),
     [

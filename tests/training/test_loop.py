@@ -7,7 +7,6 @@ import sys
 import warnings
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -338,12 +337,10 @@ def _without_seconds(history, other):
     return [row | {"seconds": mine["seconds"]} for row, mine in zip(other, history, strict=True)]
 
 
-@pytest.mark.parametrize(("threads", "kept"), [(1, {5: None, 25: None}), (2, {45: [10, 10]})])
-def test_resumed_searches_and_refits_are_the_uninterrupted_ones(tmp_path, monkeypatch, request, threads, kept):
+@pytest.mark.parametrize(("threads", "kept"), [(1, {5: None, 25: None}), (2, {45: [10, 10]})], indirect=["threads"])
+def test_resumed_searches_and_refits_are_the_uninterrupted_ones(tmp_path, monkeypatch, threads, kept):
     """The search has 20 steps; then two members, on as many threads where there are some, make 5 in each epoch. `kept`
     are the steps of the members in the state that is resumed, by the step that was interrupted."""
-    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
-    torch.set_num_threads(threads)
     monkeypatch.setattr(run_folder, "STATE_SHARE", math.inf)
     monkeypatch.setattr(schedule, "MOST_STEPS", 20)
     monkeypatch.setattr(schedule, "MOST_EPOCHS", 1)
