@@ -14,6 +14,9 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_background: deque[Callable[[], object]] = deque()
+_guard = threading.Lock()
+
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int | None = None) -> Iterator[Result]:
     """`map`, computed some items ahead. Within the function PyTorch has one thread: the cores are all in use.
@@ -41,6 +44,26 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> I
     if threads == 1 or len(items) == 1:
         return map(function, items)
     return _pool(len(items), max(1, threads // len(items))).map(function, items)
+
+
+def in_background(function: Callable[[], object]) -> None:
+    """Call functions one after the other on a thread of their own, with one thread of PyTorch. A program that ends
+    waits for the one that runs, and drops the others. What they raise is not seen."""
+    with _guard:
+        _background.append(function)
+        alone = len(_background) == 1
+    if alone:
+        _pool(1, 1).submit(_run_first)
+
+
+def _run_first() -> None:
+    try:
+        _background[0]()
+    finally:
+        with _guard:
+            _background.popleft()
+        if _background:
+            _pool(1, 1).submit(_run_first)  # refused when the program ends
 
 
 @cache

@@ -222,7 +222,7 @@ class Snapshot:
             return
         dims = list(self.store.stated.dims.values())
         size = _videos_of_a_chunk(dims, self.dataset.count_rows())
-        for rows in _in_chunks(self.store.read_codes(self.dataset), size):
+        for rows in _in_chunks(self.store.read_codes(self.dataset), size, reuse=True):
             yield _piece(rows, dims, kept=False)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
@@ -358,6 +358,7 @@ class HeldCodes:
         for rows in _in_chunks(added, size):
             pieces.append(_piece(rows, dims))
             tail = CodeRows.concatenate([rows]) if 2 * len(rows) < size else None
+            del rows  # before there is memory for the next
         if len(pieces) > len(snapshot.pieces) + 1:  # of one piece there is little
             give_back()
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
@@ -373,20 +374,20 @@ def _videos_of_a_chunk(dims: Sequence[int], videos: int) -> int:
     return -(-size // NUMKONG_ROWS) * NUMKONG_ROWS
 
 
-def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
-    """The same rows, `size` at a time, and what is left; all in the same memory, so that each is read before the next
-    is asked for."""
+def _in_chunks(parts: Iterable[CodeRows], size: int, reuse: bool = False) -> Iterator[CodeRows]:
+    """The same rows, `size` at a time, and what is left; where the memory is reused, each is read before the next is
+    asked for."""
     chunk: CodeRows | None = None
     filled = 0
     for part in parts:
-        chunk = chunk or part.empty(size)
         while len(part):
+            chunk = chunk or part.empty(size)
             taken = part[: size - filled]
             chunk.write(filled, taken)
             part, filled = part[len(taken) :], filled + len(taken)
             if filled == size:
                 yield chunk
-                filled = 0
+                chunk, filled = chunk if reuse else None, 0
     if chunk is not None and filled:
         yield chunk[:filled]
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
 from ..base.threads import in_order
-from .products import way_for
+from .products import Matrix, hold
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -172,7 +172,7 @@ class Chunk:
         scale, residual: (n, M) float32, the codes' steps and at least the lengths of what they leave.
         available: (n, M) bool.
         dims: D of each expert.
-        kept: False for codes that are compared once.
+        kept: False for codes that are compared once; else the array may be kept, too.
 
     Attributes:
         size: n.
@@ -188,44 +188,46 @@ class Chunk:
         dims: Sequence[int],
         kept: bool = True,
     ) -> None:
-        self.size = len(codes)
+        self.size, self._searches = len(codes), 0
         self._residual = torch.from_numpy(np.where(available, residual, np.float32(0)))
         self._largest_residual = _largest(self._residual)
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
-        self._experts = np.flatnonzero(available.any(0)).tolist()
-        blocks = [codes[:, columns] for columns in _blocks(dims)]
-        ways = {dim: way_for(dim, kept) for dim in set(dims)}
-        self._multiply = list(in_order(lambda m: ways[dims[m]](torch.from_numpy(blocks[m].copy())), self._experts))
+        self._matrices = hold(codes, dims, np.flatnonzero(available.any(0)).tolist(), kept)
         steps = torch.from_numpy((scale * available).T.copy())
-        self._steps = list(steps[self._experts])
+        self._steps = list(steps)
         self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(steps.T)
 
     def score(self, queries: Queries) -> Tensor:
         """(T, n) float32; 0 where the weights used sum to 0."""
+        self._searches += 1
+        if self._searches == 2:  # a first search does not wait, and a single one pays for no more than it needs
+            for matrix in self._matrices:
+                matrix.settle()
         texts, totals = len(queries), self._totals(queries).float()
         scores = torch.zeros(texts, self.size)
         texts_at_once = max(1, min(texts, PART // max(1, self.size)))
-        experts_at_once = max(1, PART // max(1, self.size * texts_at_once))
+        matrices_at_once = max(1, PART // max(1, self.size * texts_at_once))
         for rows in slices(texts, texts_at_once):
             some = scores[rows]
-            for group in slices(len(self._experts), experts_at_once):
-                for products, steps in zip(self._products(group, rows, queries), self._steps[group], strict=True):
-                    some.addcmul_(products, steps)
+            for group in slices(len(self._matrices), matrices_at_once):
+                for m, products in self._products(self._matrices[group], rows, queries):
+                    some.addcmul_(products, self._steps[m])
             some.div_(totals[rows, self._pattern])
         return scores
 
-    def _products(self, group: slice, rows: slice, queries: Queries) -> Iterable[Tensor]:
-        """Products (t, n) float32 of some texts and each expert of a group, but for the codes' steps."""
-        experts = self._experts[group]
-        of_experts = [
-            multiply(queries.values[m][rows].flatten(0, 1)).view(-1, 2, self.size)
-            for m, multiply in zip(experts, self._multiply[group], strict=True)
+    def _products(self, matrices: Sequence[Matrix], rows: slice, queries: Queries) -> Iterable[tuple[int, Tensor]]:
+        """The expert of each part of some matrices, and its products (t, n) float32 with some texts but for the codes'
+        steps."""
+        of_matrices = [
+            matrix([queries.values[m][rows, :, columns].flatten(0, 1).contiguous() for m, columns in matrix.parts])
+            for matrix in matrices
         ]
-        products = torch.stack(of_experts) if len(of_experts) > 1 else of_experts[0][None]
-        coarse, fine = products.float().unbind(2)
+        products = torch.cat(of_matrices) if len(of_matrices) > 1 else of_matrices[0]
+        coarse, fine = products.view(len(products), -1, 2, self.size).unbind(2)
         whole = coarse.add_(fine, alpha=0.5 / INT8_STEPS)
-        return whole.mul_(queries.factors[experts][:, rows]).unbind()
+        experts = [part.expert for matrix in matrices for part in matrix.parts]
+        return zip(experts, whole.mul_(queries.factors[experts][:, rows]).unbind(), strict=True)
 
     def largest_error(self, queries: Queries) -> Tensor:
         """(T, 1) float32, at least the error of any score."""

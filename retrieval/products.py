@@ -1,12 +1,13 @@
 """Inner products of texts with codes in 8 bits, in whole numbers.
 
-Codes are compared as soon as they are read, and held once, in the order in which the product reads them. Processors
-differ in which library multiplies fastest, by a factor of 20 (oneDNN without VNNI runs a reference code), so the ways
-are timed when the first codes are held, and the fastest is taken that gives the exact whole numbers:
+Codes are held once, in the order in which the product reads them. Processors differ in which library multiplies
+fastest, by a factor of 20 (oneDNN without VNNI runs a reference code), so the ways are timed when the first codes are
+held, and the fastest is taken that gives the exact whole numbers:
 
 1. NumKong's, with kernels for each processor.
 2. oneDNN's, through PyTorch.
-3. FBGEMM's, through PyTorch, for codes that are kept, where it holds them in hardly more memory than they take.
+3. FBGEMM's, through PyTorch, for codes that are kept, where it holds them in hardly more memory than they take. It
+   takes long to hold them, so that the first search is by one of the other ways.
 4. The product in float32, where none of these is exact.
 
 What was measured is in benchmarks/NOTES.md.
@@ -17,16 +18,19 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO
-from ..base.threads import in_order
+from ..base.memory import give_back
+from ..base.threads import in_background, in_order
+from .arrays import as_tensor
 
 Multiply = Callable[[Tensor], Tensor]
 """(R, D) int8, R above 0 -> (R, n), the inner products with the codes in whole numbers, of any type. The rows are of 7
@@ -53,14 +57,132 @@ NUMKONG_ROWS = 8
 FBGEMM_COLUMNS, MOST_FILLED = 512, 1.1
 """FBGEMM fills columns up to a multiple of 512 (256 on some processors), which may take so many times their memory."""
 
+UNSETTLED_ROWS = 1024
+"""Codes that are held for one product at once, so that they are multiplied while they lie in the cache."""
 
 _choosing = threading.Lock()
 
 
-def way_for(dim: int, kept: bool) -> Way:
-    """The fastest exact way to hold codes of D columns; `kept` for more products than one."""
-    filled = -(-dim // FBGEMM_COLUMNS) * FBGEMM_COLUMNS
-    fbgemm = kept and filled <= MOST_FILLED * dim  # it takes long to hold them
+class Part(NamedTuple):
+    """Columns of an expert's codes."""
+
+    expert: int
+    columns: slice
+
+
+class Matrix(Protocol):
+    """Codes of n videos in columns of one expert or several.
+
+    Attributes:
+        parts: P of them.
+    """
+
+    parts: Sequence[Part]
+
+    def __call__(self, values: Sequence[Tensor]) -> Tensor:
+        """P arrays (R, D) int8, of each part's columns -> (P, R, n) float32, the products of each."""
+
+    def settle(self) -> None:
+        """Hold the codes in the way that multiplies fastest, in the background, where that takes too long for a first
+        search."""
+
+
+def hold(codes: np.ndarray, dims: Sequence[int], experts: Sequence[int], kept: bool) -> list[Matrix]:
+    """Codes (n, sum of dims) int8 of some experts, n above 0, in the fastest exact way.
+
+    Args:
+        experts: those that are multiplied; the columns of others are passed over.
+        kept: True for codes that more than one search reads. The array may then be kept; else it is not.
+    """
+    starts = np.cumsum([0, *dims]).tolist()
+    at_once, shares = _way(fbgemm=False), _shares({m: dims[m] for m in experts})
+    if kept and _fits(shares) and _way(fbgemm=True) is fbgemm_product:
+        return [Settling(parts, [_columns(codes, starts, part) for part in parts], at_once) for parts in shares]
+    whole = [Part(m, slice(0, dims[m])) for m in experts]
+    return list(in_order(lambda part: Held(part, at_once(_columns(codes, starts, part).clone())), whole))
+
+
+class Held:
+    """The matrix of one part."""
+
+    def __init__(self, part: Part, multiply: Multiply) -> None:
+        self.parts: Sequence[Part] = [part]
+        self._multiply = multiply
+
+    def __call__(self, values: Sequence[Tensor]) -> Tensor:
+        return self._multiply(values[0]).float()[None]
+
+    def settle(self) -> None:
+        """They are held so from the start."""
+
+
+class Settling:
+    """A matrix for FBGEMM, which takes long to hold one: until it is settled, codes as they are, held anew for each
+    product."""
+
+    def __init__(self, parts: Sequence[Part], codes: Sequence[Tensor], at_once: Way) -> None:
+        self.parts, self._at_once = parts, at_once
+        self._codes: Sequence[Tensor] = codes
+        self._multiply: Multiply | None = None
+
+    def __call__(self, values: Sequence[Tensor]) -> Tensor:
+        codes, multiply = self._codes, self._multiply  # in this order: `_hold` changes them in the other
+        if multiply is None:
+            return torch.stack([self._product(x, rows) for x, rows in zip(codes, values, strict=True)])
+        # Rows of zeros for the columns of the others take less time than a matrix of its own for each.
+        products = multiply(torch.block_diag(*values) if len(values) > 1 else values[0])
+        return products.view(len(values), len(values[0]), -1)
+
+    def _product(self, codes: Tensor, values: Tensor) -> Tensor:
+        products = [self._at_once(some.contiguous())(values).float() for some in codes.split(UNSETTLED_ROWS)]
+        return torch.cat(products, dim=1)
+
+    def settle(self) -> None:
+        hold = weakref.WeakMethod(self._hold)
+        in_background(lambda: (method := hold()) and method())
+
+    def _hold(self) -> None:
+        if _way(fbgemm=True) is fbgemm_product:  # PyTorch's engine may have been changed meanwhile
+            self._multiply = fbgemm_product(torch.cat(list(self._codes), dim=1))
+            self._codes = []
+            give_back()
+
+
+def _shares(dims: dict[int, int]) -> list[list[Part]]:
+    """Columns of experts that FBGEMM multiplies at once: as many as it fills anyhow, and what is left of two experts
+    in one matrix where that fits."""
+    whole = {m: dim // FBGEMM_COLUMNS * FBGEMM_COLUMNS for m, dim in dims.items()}
+    rest = [Part(m, slice(whole[m], dim)) for m, dim in dims.items() if dim > whole[m]]
+    shares = [[Part(m, slice(0, columns))] for m, columns in whole.items() if columns]
+    rest.sort(key=_width)
+    while rest:
+        widest = rest.pop()
+        fitting = [part for part in rest if _width(part) + _width(widest) <= FBGEMM_COLUMNS]
+        shares.append([widest, *fitting[-1:]])
+        rest = [part for part in rest if part not in fitting[-1:]]
+    return shares
+
+
+def _width(part: Part) -> int:
+    return part.columns.stop - part.columns.start
+
+
+def _fits(shares: Sequence[Sequence[Part]]) -> bool:
+    """True where FBGEMM fills up little, and each expert fills columns of its own."""
+    widths = [sum(map(_width, parts)) for parts in shares]
+    filled = sum(-(-width // FBGEMM_COLUMNS) * FBGEMM_COLUMNS for width in widths)
+    alone = {parts[0].expert for parts in shares if len(parts) == 1}
+    return filled <= MOST_FILLED * sum(widths) and alone == {part.expert for parts in shares for part in parts}
+
+
+def _columns(codes: np.ndarray, starts: Sequence[int], part: Part) -> Tensor:
+    """A part's columns of a joint array."""
+    start = starts[part.expert]
+    return as_tensor(codes[:, start + part.columns.start : start + part.columns.stop])
+
+
+def _way(fbgemm: bool) -> Way:
+    """The fastest exact way to hold codes, FBGEMM's among them or not."""
 
     def choose(engine: str) -> Way:
         with _choosing:

@@ -73,20 +73,25 @@ def test_bounds_hold(given_collection):
             assert (codes.fine_residual[:, m] <= codes.residual[:, m] / 20 + 1e-30).all()
 
 
-def test_bounds_hold_where_experts_are_multiplied_in_different_ways(monkeypatch):
-    """FBGEMM gives float32, the others whole numbers."""
+def test_bounds_hold_however_the_codes_are_held(monkeypatch):
+    """FBGEMM gives float32, the others whole numbers. Codes are held by it after a second search."""
     if not products.is_exact(products.fbgemm_product):
         pytest.skip("PyTorch has no FBGEMM here")
     monkeypatch.setattr(products, "_fastest", lambda _, fbgemm: ways[fbgemm])
-    ways = {True: products.fbgemm_product, False: products.float_product}
-    for texts, missing in ((1, 0.0), (20, 0.5)):
-        dims = [512, 768, 1]
+    monkeypatch.setattr(products, "in_background", lambda function: settling.append(function))
+    ways, settling = {True: products.fbgemm_product, False: products.float_product}, []
+    for texts, missing, dims in ((1, 0.0, [512, 768, 768]), (20, 0.5, [700, 800]), (3, 0.2, [512, 768, 1])):
+        settling.clear()
         weights, embeddings, joint, available = collection(texts, 300, dims, missing, 1.0, 0)
         codes, queries = quantise(joint, dims), queries_of(weights, embeddings)
         chunk = Chunk(codes.coarse, codes.scale, codes.residual, available, dims)
-        found = chunk.score(queries).double().numpy()
         truth = exact_scores(weights, embeddings, joint, available, dims)
-        assert (np.abs(found - truth) <= errors_of(chunk, queries)).all()
+        for searches in (1, 2, 3):
+            found = chunk.score(queries).double().numpy()
+            assert (np.abs(found - truth) <= errors_of(chunk, queries)).all()
+            assert bool(settling) == (searches == 2 and min(dims) > 1)
+            while settling:
+                settling.pop()()
 
 
 @pytest.mark.parametrize("threads", [1, 2], ids=["one thread", "two threads"], indirect=True)

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 
+from collaborative_experts.base import threads
 from collaborative_experts.retrieval import products
 from collaborative_experts.retrieval.products import (
     fbgemm_product,
@@ -18,6 +20,8 @@ from collaborative_experts.retrieval.products import (
 )
 
 WAYS = [numkong_product, onednn_product, fbgemm_product, float_product]
+
+needs_fbgemm = pytest.mark.skipif(not is_exact(fbgemm_product), reason="PyTorch has no FBGEMM here")
 
 
 def numbers(rows, videos, dim, largest):
@@ -33,16 +37,96 @@ def numbers(rows, videos, dim, largest):
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("dim", [1, 2, 3, 33, 256, 512, 768])
 @pytest.mark.parametrize("way", [None, *WAYS], ids=lambda way: way.__name__ if way else "the one that is taken")
-def test_whole_numbers(way, dim, largest, monkeypatch):
+def test_whole_numbers(way, dim, largest):
     if way and not is_exact(way):
         pytest.skip("not exact on this processor, so it is not taken")
-    if way:
-        monkeypatch.setattr(products, "_fastest", lambda *args, **settings: way)
     for rows in (1, 2, 4, 18, 128):
         for videos in (1, 7, 300):
             values, codes = numbers(rows, videos, dim, largest)
-            found = products.way_for(dim, kept=True)(codes)(values)
+            found = (way or products._way(fbgemm=False))(codes)(values)
             assert torch.equal(found.long(), values.long() @ codes.long().T)
+
+
+@pytest.fixture
+def settled():
+    """Waits until all that was handed over is settled."""
+
+    def wait():
+        deadline = time.monotonic() + 60
+        while threads._background:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def fbgemm_is_fastest(monkeypatch):
+    monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: fbgemm_product if fbgemm else float_product)
+
+
+def by_expert(matrices, values, experts, videos):
+    """The products of each expert, (M, R, n), from those of the matrices' parts."""
+    total = torch.zeros(experts, len(values[0]), videos, dtype=torch.int64)
+    for matrix in matrices:
+        found = matrix([values[part.expert][:, part.columns].contiguous() for part in matrix.parts])
+        for part, product in zip(matrix.parts, found, strict=True):
+            total[part.expert] += product.long()
+    return total
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("dims", [[512], [768] * 2, [768] * 5, [1024, 500, 700, 800], [33, 5]], ids=str)
+@pytest.mark.parametrize("kept", [True, False])
+def test_matrices_give_the_products_of_each_expert_whatever_holds_them(dims, kept, fbgemm_is_fastest, settled):
+    rows, videos = 4, products.UNSETTLED_ROWS + 9
+    values, codes = numbers(rows, videos, sum(dims), largest=False)
+    values, truth = values.split(dims, dim=1), []
+    for part, block in zip(values, codes.split(dims, dim=1), strict=True):
+        truth.append(part.long() @ block.long().T)
+    matrices = products.hold(codes.numpy(), dims, range(len(dims)), kept)
+    for _ in range(2):
+        assert torch.equal(by_expert(matrices, values, len(dims), videos), torch.stack(truth))
+        for matrix in matrices:
+            matrix.settle()
+        settled()
+    settling = [matrix for matrix in matrices if isinstance(matrix, products.Settling)]
+    assert bool(settling) == (kept and min(dims) > 400)
+    assert all(matrix._multiply and not matrix._codes for matrix in settling)
+
+
+def test_experts_that_are_not_multiplied_are_passed_over():
+    values, codes = numbers(2, 30, 12, largest=False)
+    matrices = products.hold(codes.numpy(), [4, 4, 4], [0, 2], kept=True)
+    assert [part.expert for matrix in matrices for part in matrix.parts] == [0, 2]
+    found = by_expert(matrices, values.split(4, dim=1), 3, 30)
+    assert torch.equal(found[2], values[:, 8:].long() @ codes[:, 8:].long().T)
+    assert not found[1].any()
+
+
+@needs_fbgemm
+def test_nothing_settles_where_a_program_took_another_engine(fbgemm_is_fastest, settled, monkeypatch):
+    _, codes = numbers(2, 30, 512, largest=False)
+    matrices = products.hold(codes.numpy(), [512], [0], kept=True)
+    monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: float_product)
+    matrices[0].settle()
+    settled()
+    assert matrices[0]._multiply is None
+
+
+@needs_fbgemm
+def test_what_was_given_up_is_not_settled(fbgemm_is_fastest, settled, monkeypatch):
+    _, codes = numbers(2, 30, 512, largest=False)
+    matrices = products.hold(codes.numpy(), [512], [0], kept=True)
+    held = []
+    monkeypatch.setattr(products.Settling, "_hold", lambda _: held.append(True))
+    begin = threading.Event()
+    threads.in_background(lambda: begin.wait(10))
+    matrices[0].settle()
+    del matrices
+    begin.set()
+    settled()
+    assert held == []
 
 
 ENGINE = torch.backends.quantized.engine
@@ -81,13 +165,26 @@ def test_a_library_that_is_not_there(anew, monkeypatch):
     assert products._fastest(ENGINE, fbgemm=False) in (onednn_product, float_product)
 
 
-@pytest.mark.parametrize(("dim", "may"), [(512, True), (1024, True), (768, False), (500, True), (64, False)])
-def test_fbgemm_is_for_columns_that_it_does_not_fill_up(dim, may, monkeypatch):
-    asked = []
-    monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: asked.append(fbgemm) or float_product)
+@pytest.mark.parametrize(
+    ("dims", "may"),
+    [
+        ([512, 512], True),
+        ([1024], True),
+        ([500], True),
+        ([768], False),  # 1,024 columns would be held
+        ([768] * 2, True),  # what is left of both shares a matrix
+        ([768] * 9, True),
+        ([64], False),
+        ([256] * 2, False),  # two in one matrix would be multiplied with each other's rows
+        ([512, 256, 256], False),
+    ],
+    ids=str,
+)
+def test_fbgemm_is_for_columns_that_it_does_not_fill_up(dims, may, fbgemm_is_fastest):
+    codes = torch.zeros(3, sum(dims), dtype=torch.int8).numpy()
     for kept in (True, False):
-        products.way_for(dim, kept)
-    assert asked == [may, False]
+        matrices = products.hold(codes, dims, range(len(dims)), kept)
+        assert isinstance(matrices[0], products.Settling) == (may and kept)
 
 
 def test_fbgemm_is_not_taken_where_a_program_took_another_engine():
@@ -104,7 +201,7 @@ def test_fbgemm_is_not_taken_where_a_program_took_another_engine():
 def test_no_warning_of_what_pytorch_deprecates(root):
     code = (
         "import warnings, collaborative_experts.retrieval.products as products\n"
-        "warnings.simplefilter('error')\nproducts.way_for(512, True)"
+        "warnings.simplefilter('error')\nproducts._way(fbgemm=True)"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
