@@ -376,6 +376,7 @@ class _ParquetRows:
             )
         self._column = column
         with reading(path):
+            _check_columns_of_groups(file)
             check_expansion(path, NUMBER_BYTES * _leaves(file.metadata))
             self.ids = _to_ids(file.read([id_name])[id_name].to_pylist())
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -392,6 +393,15 @@ class _ParquetRows:
         start = self._ends[group - 1] if group else 0
         value = self._held[1][position - int(start)]
         return np.array(value.as_py(), dtype=np.float64) if value.is_valid else np.empty(0)
+
+
+def _check_columns_of_groups(file: Any) -> None:
+    """Raise OSError where what a file says of a column is damaged, by beginning to read each, but no row.
+
+    To ask `metadata` for such a column would end the process.
+    """
+    for group in range(file.num_row_groups):
+        next(file.reader.iter_batches(0, row_groups=[group]), None)
 
 
 def _leaves(metadata: Any) -> int:
