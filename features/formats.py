@@ -23,6 +23,7 @@ from ..base.archives import check_archive, check_expansion
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra, is_panic
 from ..base.forks import import_lance
+from ..base.lance_files import check_footers
 from ..base.matrices import to_matrix
 from .hdf5_heaps import check_heaps
 from .safe_pickle import load_arrays, load_tensors
@@ -577,6 +578,7 @@ def _open_lance(path: Path, expert: str) -> Iterator[Source]:
 def _lance_dataset(path: Path) -> Any:
     lance = import_lance("extract-offline")
     with reading(path):
+        check_footers(path)
         return lance.dataset(str(path))
 
 

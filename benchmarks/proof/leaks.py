@@ -94,12 +94,12 @@ def work(kind: str, count: int) -> list[int]:
 
 def caller() -> Callable[[int], Any]:
     """Calls of several batch sizes, one in ten refused, one in 29 of an operator with pairs of experts."""
-    few = replace(TRAINABLE, experts=TRAINABLE.experts[:1])  # a call of SMALL takes three times as long
-    sized = [(untrained(config), sizes) for config, sizes in ((few, (1, 2, 3, 5, 8)), (SMALL, (2,)))]
-    *calls, of_pairs = [(op, random_inputs(op.config, n, captions=1 + n % 2)) for op, sizes in sized for n in sizes]
+    few = untrained(replace(TRAINABLE, experts=TRAINABLE.experts[:1]))  # a call of SMALL takes three times as long
+    calls = [(few, random_inputs(few.config, size, captions=1 + size % 2)) for size in (1, 2, 3, 5, 8)]
+    call_of_pairs = untrained(SMALL), random_inputs(SMALL, 2)
 
     def call(number: int) -> None:
-        op, (experts, ind, text) = calls[number % len(calls)] if number % 29 else of_pairs
+        op, (experts, ind, text) = calls[number % len(calls)] if number % 29 else call_of_pairs
         with suppress(ValueError):
             op(experts | ({"smell": text} if number % 10 == 0 else {}), ind, text)
 
