@@ -45,11 +45,11 @@ def check_lookups(path: Path) -> None:
                 raise OSError(f"its index {file.relative_to(path)} is damaged")
 
 
-_FOOTER = struct.Struct("<24xI4xHH4x")
-"""The number of buffers in a file of Lance, and the version of its form."""
+_FOOTER = struct.Struct("<24xI4xHH4s")
+"""The number of buffers in a file of Lance, the version of its form, and the mark that a whole one ends in."""
 
-_OLDEST_FORM, _BUFFER = [0, 2], 16
-"""The version of the form that has another footer, and the bytes that a file takes to say where a buffer lies."""
+_BUFFER = 16
+"""Bytes that a file takes to say where a buffer lies."""
 
 
 def check_footers(path: Path) -> None:
@@ -61,8 +61,9 @@ def check_footers(path: Path) -> None:
         with suppress(FileNotFoundError), file.open("rb") as content:  # removed by another process just now
             size = content.seek(0, os.SEEK_END)
             content.seek(max(0, size - _FOOTER.size))
-            buffers, *version = _FOOTER.unpack(content.read().rjust(_FOOTER.size, b"\0"))
-            if version > _OLDEST_FORM and _BUFFER * buffers > size:
+            buffers, *version, mark = _FOOTER.unpack(content.read().rjust(_FOOTER.size, b"\0"))
+            is_known = mark == b"LANC" and version > [0, 2]  # the first form has another footer
+            if is_known and _BUFFER * buffers > size:
                 raise OSError(f"its file {file.relative_to(path)} is damaged")
 
 
