@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +43,28 @@ def check_lookups(path: Path) -> None:
         with suppress(FileNotFoundError):  # without a checksum, or removed by another process just now
             if _seal(file).read_bytes() != _checksum(file):
                 raise OSError(f"its index {file.relative_to(path)} is damaged")
+
+
+_FOOTER = struct.Struct("<24xI4xHH4s")
+"""The number of buffers in a file of Lance, the version of its form, and the mark that a whole one ends in."""
+
+_BUFFER = 16
+"""Bytes that a file takes to say where a buffer lies."""
+
+
+def check_footers(path: Path) -> None:
+    """Raise OSError where a file of a dataset counts more buffers than it has room for.
+
+    Lance believes this count, and ends the process where there is not so much memory.
+    """
+    for file in (*path.glob("data/*.lance"), *path.glob("_indices/*/*.lance")):
+        with suppress(FileNotFoundError), file.open("rb") as content:  # removed by another process just now
+            size = content.seek(0, os.SEEK_END)
+            content.seek(max(0, size - _FOOTER.size))
+            buffers, *version, mark = _FOOTER.unpack(content.read().rjust(_FOOTER.size, b"\0"))
+            is_known = mark == b"LANC" and version > [0, 2]  # the first form has another footer
+            if is_known and _BUFFER * buffers > size:
+                raise OSError(f"its file {file.relative_to(path)} is damaged")
 
 
 def _seal(file: Path) -> Path:

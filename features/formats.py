@@ -23,6 +23,7 @@ from ..base.archives import check_archive, check_expansion
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra, is_panic
 from ..base.forks import import_lance
+from ..base.lance_files import check_footers
 from ..base.matrices import to_matrix
 from .hdf5_heaps import check_heaps
 from .safe_pickle import load_arrays, load_tensors
@@ -376,6 +377,7 @@ class _ParquetRows:
             )
         self._column = column
         with reading(path):
+            _check_columns_of_groups(file)
             check_expansion(path, NUMBER_BYTES * _leaves(file.metadata))
             self.ids = _to_ids(file.read([id_name])[id_name].to_pylist())
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -392,6 +394,15 @@ class _ParquetRows:
         start = self._ends[group - 1] if group else 0
         value = self._held[1][position - int(start)]
         return np.array(value.as_py(), dtype=np.float64) if value.is_valid else np.empty(0)
+
+
+def _check_columns_of_groups(file: Any) -> None:
+    """Raise OSError where what a file says of a column is damaged, by beginning to read each, but no row.
+
+    To ask `metadata` for such a column would end the process.
+    """
+    for group in range(file.num_row_groups):
+        next(file.reader.iter_batches(0, row_groups=[group]), None)
 
 
 def _leaves(metadata: Any) -> int:
@@ -567,6 +578,7 @@ def _open_lance(path: Path, expert: str) -> Iterator[Source]:
 def _lance_dataset(path: Path) -> Any:
     lance = import_lance("extract-offline")
     with reading(path):
+        check_footers(path)
         return lance.dataset(str(path))
 
 

@@ -36,7 +36,7 @@ import numpy as np
 
 from ..base.dependencies import extra, is_panic
 from ..base.forks import check_lance, import_lance
-from ..base.lance_files import check_lookups, is_uncommitted, lance_reason, seal_lookups
+from ..base.lance_files import check_footers, check_lookups, is_uncommitted, lance_reason, seal_lookups
 from ..base.matrices import from_matrix, to_matrix
 from ..base.slices import slices
 from ..base.threads import in_order
@@ -191,6 +191,8 @@ class VideoStore:
                 self.header = self._read_header()
                 if self._local:
                     check_lookups(Path(self.uri))
+                if self._local and before is None:
+                    check_footers(Path(self.uri))
         return self._dataset
 
     @property

@@ -126,6 +126,14 @@ def _parquet_of_ids(path: Path) -> None:
     parquet.write_table(pyarrow.table({"video_id": ids, "motion": ids}), path, compression="zstd")
 
 
+def _parquet_of_levels(path: Path) -> None:
+    """Numbers that may not be missing, with counts of those that are."""
+    parquet.write_table(pyarrow.table({"video_id": ["a", "b"], "motion": [[1.0], [2.0]]}), path)
+    optional, required = b"\x25\x02\x18\x07element", b"\x25\x00\x18\x07element"
+    assert path.read_bytes().count(optional) == 1
+    path.write_bytes(path.read_bytes().replace(optional, required))
+
+
 def _torch_zip(compressed: bool, stored: int, elements: int) -> Callable[[Path], None]:
     """A file of torch.save whose one storage is so many bytes, and said to be so many elements."""
 
@@ -212,6 +220,7 @@ BOMBS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
     "h5, numbers of another file": ("features", "motion.h5", _hdf5_of_another_file),
     "parquet, a run of 10^7": ("features", "motion.parquet", _parquet),
     "parquet, a run of 10^7 ids": ("features", "motion.parquet", _parquet_of_ids),
+    "parquet, levels that do not fit": ("features", "motion.parquet", _parquet_of_levels),
     "pt, 10^12 elements": ("features", "motion.pt", _torch_zip(False, 28, HUGE)),
     "pt, unpacks to 128 MB": ("features", "motion.pt", _torch_zip(True, 2**27, 2**25)),
     "pt legacy, 10^12 elements": ("features", "motion.pt", _torch_legacy(HUGE)),

@@ -383,6 +383,17 @@ def test_sizes_in_an_hdf5_file_that_cannot_be_are_refused(tmp_path, damaged, chu
         read_features({"motion": path})
 
 
+def test_a_dataset_of_a_file_that_counts_more_buffers_than_it_holds_is_refused(tmp_path):
+    """Lance ends the process where it has no memory for them."""
+    pytest.importorskip("lance")
+    path = write_features(tmp_path, "lance", "motion", ("a", "b"), np.ones((2, 3), dtype=np.float32))
+    file = next(path.glob("data/*.lance"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-16] + b"\xff" * 4 + content[-12:])
+    with pytest.raises(ValueError, match=r"motion\.lance: cannot be read as \.lance: its file data/.* is damaged$"):
+        read_features({"motion": path})
+
+
 def test_a_parquet_file_of_one_number_repeated_is_refused(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     values = arrow.array(np.zeros(2**24, np.float32))

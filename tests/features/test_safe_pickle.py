@@ -1,5 +1,6 @@
 """Files that would run code, or read memory that is not theirs, are refused before they can."""
 
+import gc
 import io
 import pickle
 import zipfile
@@ -32,6 +33,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, content, what, capsys
     with pytest.raises(ValueError, match=rf"motion\.pkl: .*refused, it would call {what}"):
         read_features({"motion": tmp_path / "motion.pkl"})
     assert capsys.readouterr().out == ""
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("suffix", ["pt", "pth"])

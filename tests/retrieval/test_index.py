@@ -495,6 +495,16 @@ def test_a_damaged_index_of_the_ids(filled, path):
         VideoIndex(path)
 
 
+def test_a_file_of_an_index_that_counts_more_buffers_than_it_holds(filled, path):
+    """Lance ends the process where it has no memory for them."""
+    filled[0].close()
+    file = next(path.glob("data/*.lance"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-16] + b"\xff" * 4 + content[-12:])
+    with pytest.raises(OSError, match=r"videos\.lance: cannot read: its file data/.*\.lance is damaged$"):
+        VideoIndex(path)
+
+
 @pytest.mark.parametrize("said", ["Invalid user input: Data file 'x.lance' has 13 field ids", "cannot reshape array"])
 def test_what_libraries_say_of_damage_is_an_error_of_the_store(filled, monkeypatch, said):
     """As a ValueError of theirs, which is told from those of an argument."""
