@@ -31,7 +31,7 @@ from .validation import evaluate_model
 WHITENINGS, RIDGES = (0.0, 0.25, 0.5), (3.0, 10.0, 30.0)
 """What is chosen from: the power of sentences' inverse covariance, and the ridge relative to the mean variance."""
 
-COUNTS = (0.0, 0.5, 1.0, 2.0)
+COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """How much the linear model counts beside the others together; 0 leaves it out."""
 
 TEXT_RIDGE = 0.3
