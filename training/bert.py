@@ -21,8 +21,11 @@ from torch import Tensor
 
 from ..base.dependencies import extra
 from ..base.slices import slices
+from ..base.threads import in_order
 
-SENTENCES_AT_ONCE = 32
+SENTENCES_AT_ONCE = 16
+"""Sentences of a batch. Several batches are embedded at once, a thread each: the threads of one product would wait for
+one another, on a busy machine several times as long as they compute."""
 
 _PLAIN = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 """Entries of config.json, which are BERT's defaults, too."""
@@ -62,15 +65,16 @@ class Bert:
         pieces = [x.ids for x in self._tokenizer.encode_batch([sentence.strip() for sentence in sentences])]
         by_length = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
         found: list[np.ndarray] = [np.empty(0)] * len(pieces)
-        for rows in slices(len(pieces), SENTENCES_AT_ONCE):
-            batch = by_length[rows]
-            embedded = self._embed([pieces[i] for i in batch]).cpu().numpy()
+        batches = [by_length[rows] for rows in slices(len(pieces), SENTENCES_AT_ONCE)]
+        spread = in_order if len(batches) > 1 else map
+        embedded_batches = spread(lambda rows: self._embed([pieces[i] for i in rows]), batches)
+        for batch, embedded in zip(batches, embedded_batches, strict=True):
             for i, x in zip(batch, embedded, strict=True):
                 found[i] = x[: len(pieces[i])].copy()
         return found
 
     @torch.inference_mode()
-    def _embed(self, pieces: list[list[int]]) -> Tensor:
+    def _embed(self, pieces: list[list[int]]) -> np.ndarray:
         """Ids of word pieces -> (B, W, dim), W the longest."""
         longest = max(map(len, pieces))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in pieces], device=self._device)  # (B, W)
@@ -81,7 +85,7 @@ class Bert:
         x = self._normalise(x + weights["embeddings.position_embeddings.weight"][:longest], "embeddings")
         for number in range(self._config["num_hidden_layers"]):
             x = self._layer(x, seen, f"encoder.layer.{number}")
-        return x
+        return x.cpu().numpy()
 
     def _layer(self, x: Tensor, seen: Tensor, name: str) -> Tensor:
         """(B, W, dim) -> (B, W, dim): attention and a network of two layers, each added and normalised."""

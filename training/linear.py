@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig
 from ..base.slices import slices
+from ..base.threads import in_order
 from ..model.cenet import CEModel, meta_model, model_of
 from .data import VideoTensors
 from .members import Linear, can_join, join
@@ -30,7 +31,7 @@ from .validation import evaluate_model
 WHITENINGS, RIDGES = (0.0, 0.25, 0.5), (3.0, 10.0, 30.0)
 """What is chosen from: the power of sentences' inverse covariance, and the ridge relative to the mean variance."""
 
-COUNTS = (0.0, 0.5, 1.0, 2.0)
+COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """How much the linear model counts beside the others together; 0 leaves it out."""
 
 TEXT_RIDGE = 0.3
@@ -127,15 +128,18 @@ def choose_linear(
         weights: of a model that was trained on them, for which `can_join` is true.
     """
 
-    def alone(choice: tuple[float, float]) -> float:
+    def score(model: tuple[Mapping[str, Tensor], CEConfig]) -> float:
+        return evaluate_model(model_of(*model), validation).text_to_video.geometric_mean
+
+    def alone(choice: tuple[float, float]) -> tuple[Mapping[str, Tensor], CEConfig]:
         linear = fit_linear(moments, [weights], config, LinearChoice(*choice, 1.0))
-        return _score({**weights, **linear.state}, replace(config, shared_dim=linear.dim), validation)
+        return {**weights, **linear.state}, replace(config, shared_dim=linear.dim)
 
-    def together(count: float) -> float:
-        return _score(*join_linear(moments, [weights], config, LinearChoice(*best, count)), validation)
-
-    best = max(product(WHITENINGS, RIDGES), key=alone)
-    found = {count: together(count) for count in COUNTS}
+    choices = list(product(WHITENINGS, RIDGES))
+    scores = dict(zip(choices, in_order(score, map(alone, choices)), strict=True))
+    best = max(choices, key=lambda choice: scores[choice])
+    joined = (join_linear(moments, [weights], config, LinearChoice(*best, count)) for count in COUNTS)
+    found = dict(zip(COUNTS, in_order(score, joined), strict=True))
     return LinearChoice(*best, max(found, key=lambda count: found[count])), found
 
 
@@ -184,7 +188,3 @@ def _square_length(weights: Mapping[str, Tensor], name: str, mean: Tensor, covar
     """The mean square of the length of what a layer makes of vectors with this mean and covariance."""
     layer, bias = weights[f"{name}.weight"].cpu().double(), weights[f"{name}.bias"].cpu().double()
     return ((layer @ covariance) * layer).sum() + (layer @ mean + bias).square().sum()
-
-
-def _score(weights: Mapping[str, Tensor], config: CEConfig, validation: VideoTensors) -> float:
-    return evaluate_model(model_of(weights, config), validation).text_to_video.geometric_mean

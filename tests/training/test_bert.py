@@ -17,7 +17,7 @@ from collaborative_experts.training.bert import Bert, is_plain_bert
 from collaborative_experts.training.encoder import _bundled_folder
 
 SENTENCES = ["a dog", "", "  Zwölf Café-Katzen: 犬, 🐕!  ", "word " * 400, "the crowd cheers as a band plays"] * 8
-"""In 40 sentences are two batches; 400 words are more than the 256 pieces that are read."""
+"""In 40 sentences are three batches; 400 words are more than the 256 pieces that are read."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def test_the_bundled_model():
     assert compare(_bundled_folder()) < 1e-5
 
 
-def test_any_other_bert(small):
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
+def test_any_other_bert(small, threads):
     assert is_plain_bert(small)
     assert compare(small) < 1e-5
 
