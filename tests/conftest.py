@@ -1,4 +1,4 @@
-"""Operators that many tests share; the 183 M-parameter default model is built once."""
+"""Operators, folders and servers that many tests share."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 # Threads that wait for each other by spinning take minutes where processes share the cores. Before PyTorch is imported.
@@ -67,13 +66,6 @@ def small_weights(save_cenet):
 @pytest.fixture(scope="session")
 def small_op(small_weights):
     return CollaborativeExperts(SMALL, small_weights, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def default_op():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return CollaborativeExperts(device="cpu")
 
 
 @pytest.fixture
