@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Threads that wait for each other by spinning take minutes where processes share the cores. Before PyTorch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
