@@ -28,6 +28,20 @@ class PlainFolders:
         return pytest.Dir.from_parent(parent, path=path)
 
 
+LONGEST = (
+    "training/test_loop.py",
+    "proof/test_processes.py",
+    "apps/test_bulk.py",
+    "apps/test_page.py",
+    "hub/test_imports.py",
+)
+"""Files that take half a minute or more come first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
+
 def pytest_configure(config):
     config.pluginmanager.register(PlainFolders())
 
