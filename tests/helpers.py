@@ -170,6 +170,19 @@ def largest_difference(ours: dict, theirs: dict) -> float:
     return worst
 
 
+def peak_memory(forget: bool = False) -> int:
+    """Bytes of memory that this process held at most, since it was last told to forget (Linux; elsewhere 0).
+
+    What `getrusage` says begins with the peak of the process that started this one.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def has_more_than_avx2() -> bool:
     """Whether oneDNN may take other instructions here than when it is held to AVX2."""
     file = Path("/proc/cpuinfo")
