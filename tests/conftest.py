@@ -1,4 +1,4 @@
-"""Operators that many tests share; the 183 M-parameter default model is built once."""
+"""Operators, folders and servers that many tests share."""
 
 import json
 import os
@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 # Threads that wait for each other by spinning take minutes where processes share the cores. Before PyTorch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -26,6 +26,20 @@ class PlainFolders:
 
     def pytest_collect_directory(self, path, parent):
         return pytest.Dir.from_parent(parent, path=path)
+
+
+LONGEST = (
+    "training/test_loop.py",
+    "proof/test_processes.py",
+    "apps/test_bulk.py",
+    "apps/test_page.py",
+    "hub/test_imports.py",
+)
+"""Files that take half a minute or more come first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
 
 
 def pytest_configure(config):
@@ -67,13 +81,6 @@ def small_weights(save_cenet):
 @pytest.fixture(scope="session")
 def small_op(small_weights):
     return CollaborativeExperts(SMALL, small_weights, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def default_op():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return CollaborativeExperts(device="cpu")
 
 
 @pytest.fixture

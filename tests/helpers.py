@@ -5,6 +5,7 @@ import csv
 import pickle
 import warnings
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,8 @@ def cenet(config: CEConfig, seed: int = 0) -> CENet:
 
 def run_cenet(model: CENet, experts: dict, ind: dict, text: torch.Tensor) -> dict:
     """CENet's outputs in float64 on copies; rows with ind 0 become NaN, as it expects."""
-    model = copy.deepcopy(model).double()
+    if next(model.parameters()).dtype != torch.float64:
+        model = copy.deepcopy(model).double()
     experts = {name: torch.as_tensor(np.asarray(x)).double().clone() for name, x in experts.items()}
     ind = {name: torch.as_tensor(np.asarray(x)).double() for name, x in ind.items()}
     for name, x in experts.items():
@@ -166,6 +168,33 @@ def largest_difference(ours: dict, theirs: dict) -> float:
         assert a.shape == b.shape, f"{name}: {a.shape} is not {b.shape}"
         worst = max(worst, float(np.abs(a - b).max(initial=0)))
     return worst
+
+
+def peak_memory(forget: bool = False) -> int:
+    """Bytes of memory that this process held at most, since it was last told to forget (Linux; elsewhere 0).
+
+    What `getrusage` says begins with the peak of the process that started this one.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def has_more_than_avx2() -> bool:
+    """Whether oneDNN may take other instructions here than when it is held to AVX2."""
+    file = Path("/proc/cpuinfo")
+    flags = file.read_text().split() if file.exists() else []
+    return not flags or any(flag.startswith(("avx512", "avx_vnni", "amx")) for flag in flags)
+
+
+def cosines(ours: dict, theirs: dict) -> np.ndarray:
+    """Inner products of embeddings, which have length 1 both."""
+    products = np.concatenate([(np.asarray(ours[name]) * np.asarray(theirs[name])).sum(1) for name in theirs])
+    assert products.max() < 1 + 1e-5
+    return products
 
 
 def random_embeddings(texts, videos, experts=3, dim=5, missing=0.4, seed=0):

@@ -83,6 +83,7 @@ def work(kind: str, count: int) -> list[int]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         once = {"calls": caller, "searches": searcher, "constructions": constructor, "trainings": trainer}[kind]()
+        gc.freeze()  # what is there by now is no leak: else each collection goes through all that was imported
         for moment in range(MOMENTS):
             for number in range(moment * count // MOMENTS, (moment + 1) * count // MOMENTS):
                 once(number)

@@ -204,8 +204,13 @@ def ask_in_processes(op: CollaborativeExperts, path: Path, text: TextEmbeddings,
             except RuntimeError as error:  # Lance after a fork
                 counts["errors"] += method != "fork" or "get_context('spawn')" not in str(error)
             counts["process calls"] += len(asked)
+        workers = {"fork": 2, "spawn": 1}[method]  # one by spawn takes seconds to import PyTorch
         loader = torch.utils.data.DataLoader(
-            Embeddings(op, inputs[0]), batch_size=None, num_workers=2, timeout=LONGEST_S, multiprocessing_context=method
+            Embeddings(op, inputs[0]),
+            batch_size=None,
+            num_workers=workers,
+            timeout=LONGEST_S,
+            multiprocessing_context=method,
         )
         counts["different"] += not same(list(map(np.asarray, loader)), rows)
         counts["loader rows"] += len(rows)

@@ -1,5 +1,6 @@
-"""Embedding in bulk: what one undisturbed process stores is stored whatever is killed."""
+"""Work in bulk: what one undisturbed process stores is stored whatever is killed, and by actors of Ray Data."""
 
+import logging
 import os
 import signal
 from contextlib import nullcontext
@@ -11,13 +12,15 @@ import pytest
 
 pytest.importorskip("lance")
 
+import lance
 import pyarrow as pa
 
 from collaborative_experts import CollaborativeExperts, VideoIndex, read_features
-from collaborative_experts.apps import bulk, tasks
+from collaborative_experts.apps import bulk, extract, tasks
 from collaborative_experts.apps.journal import Journal
 from collaborative_experts.apps.tasks import Pool, _connect, run_tasks
-from helpers import TRAINABLE, untrained, write_features
+from collaborative_experts.features.extract.clips import MediaFile, fragment
+from helpers import TRAINABLE, flat_frames, tone, untrained, write_features, write_media
 
 VIDEOS = 96
 SHARD = 16
@@ -186,7 +189,36 @@ def test_pool_refuses(settings, error):
         Pool(**settings)
 
 
+def test_clips_that_are_known_are_not_made_again(media, tmp_path):
+    name = "100% #3?.mp4"
+    file = MediaFile(media / name, name, "")
+    task, *_ = extract._tasks([file], [fragment(name, 0, 1), fragment("a0.mp4", 0, 1)])
+    assert task["known"] == [fragment(name, 0, 1)]
+
+
+def test_files_make_tasks_of_some_bytes(media, monkeypatch):
+    """A file that has gone since it was found stops nobody: its worker says so."""
+    files = [MediaFile(media / name, name, "") for name in ("gone.mp4", "a0.mp4", "bad.mp4", "a1.mp4")]
+    monkeypatch.setattr(extract, "TASK_BYTES", files[1].path.stat().st_size + 10)
+    names = [[name for _, name, _ in task["files"]] for task in extract._tasks(files, [])]
+    assert names == [["gone.mp4", "a0.mp4", "bad.mp4"], ["a1.mp4"]]
+
+
 # --- Ray ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two machines of one core each, one of which also runs the driver. A test may kill the other."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    _connect(ray, Pool(cluster.address))
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
 
 
 def actor_processes(cluster):
@@ -259,3 +291,52 @@ def test_errors_of_workers(cluster):
         list(run_tasks(make, [{"number": 0}], Pool(actors=1)))
     with pytest.raises(ValueError, match="an actor needs 64 cores and 0 GPUs, more than the cluster has"):
         list(run_tasks(make, [{"number": 0}], Pool(cpus=64)))
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    for module in ("av", "cv2"):
+        pytest.importorskip(module)
+    folder = tmp_path_factory.mktemp("media")
+    for i in range(4):
+        write_media(folder / f"a{i}.mp4", flat_frames([20 * i + j for j in range(20)]), sound=tone(2, 200 + 50 * i))
+    (folder / "a3.mp4").rename(folder / "100% #3?.mp4")
+    (folder / "bad.mp4").write_text("no media")
+    return folder
+
+
+@pytest.fixture
+def tables(cluster, monkeypatch):
+    """The tables that workers give. A task's is one block, however small the caller's blocks are, and the caller's
+    settings stay as they are."""
+    from ray.data import DataContext
+
+    context, level, found = DataContext.get_current(), logging.getLogger("ray.data").level, []
+    monkeypatch.setattr(context, "target_max_block_size", 100)
+    monkeypatch.setattr(context, "enable_progress_bars", True)
+    monkeypatch.setattr(extract, "run_tasks", lambda *work: (found.append(x) or x for x in run_tasks(*work)))
+    yield found
+    assert DataContext.get_current() is context
+    assert (context.target_max_block_size, context.enable_progress_bars) == (100, True)
+    assert logging.getLogger("ray.data").level == level
+
+
+def test_rows_and_report_of_extraction(media, tables, tmp_path, monkeypatch):
+    settings = {"experts": ["motion", "audio"], "clips": 1.0}
+    monkeypatch.setattr(extract, "TASK_BYTES", 1)
+    (tmp_path / "alone").mkdir()
+    alone = extract.extract(media, tmp_path / "alone" / "features.lance", **settings)
+    part = tmp_path / "part"
+    part.mkdir()
+    for name in ("a0.mp4", "a1.mp4"):
+        (part / name).symlink_to(media / name)
+    extract.extract(part, tmp_path / "features.lance", **settings)
+    for name in ("a2.mp4", "100% #3?.mp4", "bad.mp4"):
+        (part / name).symlink_to(media / name)
+    shared = extract.extract(part, tmp_path / "features.lance", **settings, pool=Pool(actors=1))
+    assert sorted(map(len, tables)) == [1, 3, 3]  # the last row is the worker's report
+    assert (shared.files, shared.skipped, shared.clips) == (2, 2, 4)
+    assert [(x.file, x.reason) for x in shared.problems] == [(x.file, x.reason) for x in alone.problems]
+    paths = tmp_path / "features.lance", tmp_path / "alone" / "features.lance"
+    found, expected = (lance.dataset(str(path)).to_table().sort_by("id") for path in paths)
+    assert found.drop_columns("uri").equals(expected.drop_columns("uri"))

@@ -62,6 +62,8 @@ def test_graph_equals_the_operator(form, order, save_cenet, tmp_path):
             available = np.zeros((videos, len(experts)), bool)
             if pattern != "all":
                 available = np.stack([*availability(pattern, videos, config.expert_names).values()], 1) == 1
+            if pattern != "none":  # captions do not know of the videos: all of them once, then some
+                tokens = tokens[:3]
             for fill, value in fills(pattern).items():
                 given = {name: x.copy() for name, x in experts.items()}
                 for i, x in enumerate(given.values()):

@@ -18,7 +18,7 @@ from collaborative_experts import CEConfig, CollaborativeExperts, similarity
 from collaborative_experts.__main__ import main
 from collaborative_experts.base.config import MSRVTT
 from collaborative_experts.base.foreign_configs import TEXT_DIMS
-from helpers import cenet, largest_difference, random_inputs, run_cenet
+from helpers import cenet, largest_difference, peak_memory, random_inputs, run_cenet
 
 EMBED = {"temporal": "avg", "type": "embed", "fps": 25, "aggregate": "concat", "aggregate-axis": 1, "offset": 0}
 VLAD = {"temporal": "vlad", "type": "embed", "flaky": True, "binarise": False}
@@ -330,16 +330,6 @@ def test_hostile_files_run_nothing(kind, legacy, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=re.escape(f"refused, loading it would call {asked};")):
         CollaborativeExperts(authors_config(), path, device="cpu")
     assert not (tmp_path / "executed").exists()
-
-
-def peak_memory(forget: bool = False) -> int:
-    """Bytes of memory that this process held at most, since it was last told to forget (Linux; elsewhere 0)."""
-    if not Path("/proc/self/clear_refs").exists():
-        return 0
-    if forget:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:

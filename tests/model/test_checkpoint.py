@@ -16,7 +16,7 @@ from collaborative_experts import CollaborativeExperts
 from collaborative_experts.base.files import replacing
 from collaborative_experts.model.cenet import initial_state
 from collaborative_experts.model.checkpoint import read_config, read_weights, write_weights
-from helpers import SMALL, cenet, largest_difference, random_inputs
+from helpers import SMALL, cenet, random_inputs
 
 
 def outputs(op):
@@ -121,7 +121,7 @@ def test_threads_that_save_to_one_path_and_load(small_op, tmp_path):
         return CollaborativeExperts(SMALL, tmp_path / "w.pth", device="cpu")
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(same(op, small_op) for op in pool.map(both, range(16)))
+        assert all(same(op, small_op) for op in pool.map(both, range(8)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w.pth", "w.safetensors"]
 
 
@@ -284,14 +284,3 @@ def test_the_config_in_the_metadata(state, tmp_path):
     save_file(state, path, {"collaborative_experts.config": "{"})
     with pytest.raises(ValueError, match="its metadata is damaged"):
         read_config(path)
-
-
-def test_reloaded_default_model(default_op, tmp_path):
-    """The real size, through safetensors."""
-    from collaborative_experts import MSRVTT
-
-    path = default_op.save(tmp_path / "default.safetensors")
-    video = CollaborativeExperts(weights_path=path, device="cpu", modality="video")
-    experts, ind, _ = random_inputs(MSRVTT, 2)
-    assert video.config == MSRVTT
-    assert largest_difference(video(experts, ind), default_op.encode_video(experts, ind).embds) == 0

@@ -1,7 +1,6 @@
 """The fast engine against the modules of CENet: subsets and orders of experts, chunk borders, number formats."""
 
 import gc
-import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collaborative_experts import CEConfig, CollaborativeExperts, ExpertConfig, TextConfig, similarity
+from collaborative_experts import CEConfig, ExpertConfig, TextConfig
 from collaborative_experts.base.linear import FEWEST_ROWS, int8_linear, int8_rows, packed_linear, spare_rows
 from collaborative_experts.model.cenet import CEModel, initial_state, meta_model
 from collaborative_experts.model.engine import CHUNK, Engine, check_dtype, supports
 from collaborative_experts.model.graphs import MOST_GRAPHS
 from collaborative_experts.model.kernels import negated_mish
-from helpers import SMALL, cenet, largest_difference, random_inputs
+from helpers import SMALL, cenet, cosines, largest_difference, random_inputs
 
 CPU = torch.device("cpu")
 
@@ -152,37 +151,6 @@ def test_an_engine_that_nobody_holds_is_gone_at_once(dtype):
 
 
 # --- number formats -----------------------------------------------------------------------------------
-
-HALF = {"bfloat16": 0.9995, "int8": 0.999}
-
-
-def skip_where_slow(dtype):
-    if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("this processor has no bfloat16")
-
-
-def cosines(ours, theirs):
-    """Inner products of embeddings, which have length 1 both."""
-    products = np.concatenate([(np.asarray(ours[name]) * np.asarray(theirs[name])).sum(1) for name in theirs])
-    assert products.max() < 1 + 1e-5
-    return products
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_short_number_formats_on_the_real_size(dtype, default_op):
-    """Cosine of every embedding to float32's, and the ranking of the videos for every text."""
-    skip_where_slow(dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        op = CollaborativeExperts(device="cpu", dtype=dtype)
-    experts, ind, text = random_inputs(op.config, 6)  # int8 is slow on processors without VNNI
-    ind["face"][::3] = ind["ocr"][1::2] = 0
-    video, exact_video = op.encode_video(experts, ind), default_op.encode_video(experts, ind)
-    captions, exact_captions = op.encode_text(text), default_op.encode_text(text)
-    assert cosines(video.embds, exact_video.embds).min() > HALF[dtype]
-    assert cosines(captions.embds, exact_captions.embds).min() > HALF[dtype]
-    assert all(x.dtype == np.float32 for x in (*video.embds.values(), captions.weights))
-    assert np.abs(similarity(captions, video) - similarity(exact_captions, exact_video)).max() < 5e-3
 
 
 def test_where_a_number_format_is_refused(monkeypatch):
