@@ -57,11 +57,11 @@ def check_footers(path: Path) -> None:
 
     Lance believes this count, and ends the process where there is not so much memory.
     """
-    for file in (*path.glob("data/*.lance"), *path.glob("_indices/*/*.lance")):
+    for file in (*path.glob("data/*.lance"), *path.glob("_indices/*/*.lance"), *path.glob("_indices/*/*.idx")):
         with suppress(FileNotFoundError), file.open("rb") as content:  # removed by another process just now
             size = content.seek(0, os.SEEK_END)
             content.seek(max(0, size - _FOOTER.size))
-            buffers, *version, mark = _FOOTER.unpack(content.read().rjust(_FOOTER.size, b"\0"))
+            buffers, *version, mark = _FOOTER.unpack(content.read(_FOOTER.size).rjust(_FOOTER.size, b"\0"))
             is_known = mark == b"LANC" and version > [0, 2]  # the first form has another footer
             if is_known and _BUFFER * buffers > size:
                 raise OSError(f"its file {file.relative_to(path)} is damaged")

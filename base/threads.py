@@ -47,13 +47,12 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> I
 
 
 def in_background(function: Callable[[], object]) -> None:
-    """Call functions one after the other on a thread of their own, with one thread of PyTorch. A program that ends
-    waits for the one that runs, and drops the others. What they raise is not seen."""
+    """Call functions one after the other on a thread of their own. A program that ends waits for the one that runs, and
+    drops the others. What they raise is not seen."""
     with _guard:
         _background.append(function)
-        alone = len(_background) == 1
-    if alone:
-        _pool(1, 1).submit(_run_first)
+        if len(_background) == 1:
+            _go_on()
 
 
 def _run_first() -> None:
@@ -62,8 +61,21 @@ def _run_first() -> None:
     finally:
         with _guard:
             _background.popleft()
-        if _background:
-            _pool(1, 1).submit(_run_first)  # refused when the program ends
+            if _background:
+                _go_on()
+
+
+def _go_on() -> None:
+    try:
+        _background_thread().submit(_run_first)
+    except RuntimeError:  # the program ends
+        _background.clear()
+
+
+@cache
+def _background_thread() -> ThreadPoolExecutor:
+    """Without a number of PyTorch's threads of its own, which would be that of all later threads, too."""
+    return ThreadPoolExecutor(1, thread_name_prefix="collaborative_experts_background")
 
 
 @cache

@@ -57,8 +57,8 @@ def load_tensors(path: Path) -> object:
 def _no_collection() -> Iterator[None]:
     """Pause the collection of cycles, which looks at all that a pickle has made so far again and again."""
     is_enabled = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if is_enabled:

@@ -203,8 +203,8 @@ class Chunk:
 
     def score(self, queries: Queries) -> Tensor:
         """(T, n) float32; 0 where the weights used sum to 0."""
-        self._searches += 1
-        if self._searches == 2:  # a first search does not wait, and a single one pays for no more than it needs
+        searches = self._searches = self._searches + 1
+        if searches == 2:  # a first search does not wait, and a single one pays for no more than it needs
             for matrix in self._matrices:
                 matrix.settle()
         texts, totals = len(queries), self._totals(queries).float()

@@ -142,7 +142,8 @@ class Settling:
         in_background(lambda: (method := hold()) and method())
 
     def _hold(self) -> None:
-        if _way(fbgemm=True) is fbgemm_product:  # PyTorch's engine may have been changed meanwhile
+        # PyTorch's engine may have been changed meanwhile, and two searches at once may both have been the second.
+        if self._multiply is None and _way(fbgemm=True) is fbgemm_product:
             self._multiply = fbgemm_product(torch.cat(list(self._codes), dim=1))
             self._codes = []
             give_back()

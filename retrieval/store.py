@@ -180,19 +180,20 @@ class VideoStore:
         """The newest version as a Lance dataset; None while nothing was added."""
         check_lance()
         with self._reporting("read"):
-            before = self._dataset
+            before = dataset = self._dataset
             if before is None:
-                self._dataset = self._open()
-                if self._dataset is None and self.header is not None:
+                dataset = self._open()
+                if dataset is None and self.header is not None:
                     raise StoreError(f"{self.uri}: cannot read: it is gone")
             elif before.latest_version != before.version:
-                self._dataset = self._lance.dataset(self.uri)
-            if self._dataset is not before:
-                self.header = self._read_header()
+                dataset = self._lance.dataset(self.uri)
+            if dataset is not before:
+                self.header = self._read_header(dataset)
                 if self._local:
                     check_lookups(Path(self.uri))
-                if self._local and before is None:
-                    check_footers(Path(self.uri))
+                    if before is None:
+                        check_footers(Path(self.uri))
+                self._dataset = dataset
         return self._dataset
 
     @property
@@ -217,8 +218,8 @@ class VideoStore:
                 return None
             raise
 
-    def _read_header(self) -> Header:
-        metadata = self._dataset.schema.metadata or {}
+    def _read_header(self, dataset: Any) -> Header:
+        metadata = dataset.schema.metadata or {}
         if _HEADER not in metadata:
             found = "features, of which `embed` makes one" if LANCE_HEADER in metadata else "another Lance dataset"
             raise ValueError(f"{self.uri}: expected an index, as `embed` writes it; found {found}")

@@ -66,7 +66,7 @@ class Bert:
         by_length = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
         found: list[np.ndarray] = [np.empty(0)] * len(pieces)
         batches = [by_length[rows] for rows in slices(len(pieces), SENTENCES_AT_ONCE)]
-        spread = in_order if len(batches) > 1 else map
+        spread = in_order if len(batches) > 1 and self._device.type == "cpu" else map
         embedded_batches = spread(lambda rows: self._embed([pieces[i] for i in rows]), batches)
         for batch, embedded in zip(batches, embedded_batches, strict=True):
             for i, x in zip(batch, embedded, strict=True):

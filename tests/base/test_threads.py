@@ -51,13 +51,23 @@ def test_an_error_reaches_the_caller(threads):
 @on_some_threads
 def test_what_runs_in_the_background_runs_one_after_the_other(threads):
     ran, done = [], threading.Event()
-    in_background(lambda: ran.append(torch.get_num_threads()))
+    in_background(lambda: ran.append("first"))
     in_background(lambda: 1 // 0)  # not seen
     in_background(lambda: ran.append("after an error"))
     in_background(done.set)
     assert done.wait(10)
-    assert ran == [1, "after an error"]
-    assert torch.get_num_threads() == threads
+    assert ran == ["first", "after an error"]
+
+
+@on_some_threads
+def test_what_is_handed_over_from_within_leaves_later_threads_their_number(threads):
+    done, found = threading.Event(), []
+    list(in_order(lambda _: in_background(done.set), [0]))
+    assert done.wait(10)
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert found == [threads]
 
 
 END = """
@@ -67,6 +77,8 @@ begun = threading.Event()
 in_background(lambda: (begun.set(), time.sleep(0.3), print("finished")))
 in_background(lambda: print("not dropped"))
 begun.wait(10)
+import atexit
+atexit.register(in_background, lambda: print("not dropped either"))
 """
 
 

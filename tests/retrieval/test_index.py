@@ -495,13 +495,15 @@ def test_a_damaged_index_of_the_ids(filled, path):
         VideoIndex(path)
 
 
-def test_a_file_of_an_index_that_counts_more_buffers_than_it_holds(filled, path):
+@pytest.mark.parametrize("damaged", ["data/*.lance", "_indices/*/page_data.lance", "_indices/*/*.idx"])
+def test_a_file_of_an_index_that_counts_more_buffers_than_it_holds(filled, path, damaged):
     """Lance ends the process where it has no memory for them."""
+    filled[0].optimise(approximate=True)
     filled[0].close()
-    file = next(path.glob("data/*.lance"))
+    file = next(path.glob(damaged))
     content = file.read_bytes()
     file.write_bytes(content[:-16] + b"\xff" * 4 + content[-12:])
-    with pytest.raises(OSError, match=r"videos\.lance: cannot read: its file data/.*\.lance is damaged$"):
+    with pytest.raises(OSError, match=rf"videos\.lance: cannot read: its file .*/{file.name} is damaged$"):
         VideoIndex(path)
 
 
