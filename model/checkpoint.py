@@ -252,6 +252,8 @@ _INERT = (
     "parse_config.ConfigParser",
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",  # as Python 3.13 writes them
+    "pathlib._local.WindowsPath",
     "argparse.Namespace",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",

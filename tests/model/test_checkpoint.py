@@ -4,6 +4,8 @@ import errno
 import os
 import pickle
 import re
+import sys
+import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -62,6 +64,16 @@ def test_old_files_with_parameters_no_longer_used(state, small_op, tmp_path):
 def test_half_and_double_weights_become_float32(state, small_op, tmp_path):
     save_file({key: x.double() if x.is_floating_point() else x for key, x in state.items()}, tmp_path / "d.safetensors")
     assert same(CollaborativeExperts(SMALL, str(tmp_path / "d.safetensors"), device="cpu"), small_op)
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_beside_the_weights(module, state, tmp_path, monkeypatch):
+    """Python 3.13 writes them by another name than those before and after."""
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    written = sys.modules[module].PosixPath = type("PosixPath", (), {"__module__": module})
+    torch.save({"state_dict": state, "folder": written()}, tmp_path / "w.pth")
+    monkeypatch.undo()
+    assert read_weights(tmp_path / "w.pth").keys() == state.keys()
 
 
 @pytest.mark.parametrize("modality", [None, "video", "text"])
