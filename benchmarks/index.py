@@ -107,7 +107,7 @@ def collection(path: Path, dims: list[int], size: int, patterns: int, bandwidth:
         _, seconds, peak = watched(lambda: index.add(range(size), video))
     result = {"add MB/s": megabytes / seconds, "add peak MB": peak / 1e6}
     print(f"{name}: added at {megabytes / seconds:.0f} MB of vectors/s, peak {peak / 1e6:.0f} MB beyond the caller's")
-    result["open s"], result["of which loading Lance s"] = opened(path, text)
+    result |= opened(path, text)
     print(f"{name}: open to the first answer {result['open s']:.2f} s, "
           f"of which {result['of which loading Lance s']:.2f} s loading Lance")  # fmt: skip
     with VideoIndex(path) as index:
@@ -149,15 +149,15 @@ def settle(index: VideoIndex, text: TextEmbeddings, seconds: float = SETTLED_S) 
         index.search(text[:1], K)
 
 
-def opened(path: Path, text: TextEmbeddings) -> tuple[float, float]:
+def opened(path: Path, text: TextEmbeddings) -> dict[str, float]:
     """Seconds from opening in a new process to the first answer, and those in which Lance is loaded, which count among
     them; median of five."""
     pickled = path.with_suffix(".pickle")
     pickled.write_bytes(pickle.dumps(text))
     command = [sys.executable, "-W", "ignore", "-c", OPENED, path, pickled]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5)]
-    seconds, loading = map(float, sorted(run.stdout for run in runs)[2].split())
-    return seconds, loading
+    seconds, loading = sorted([float(said) for said in run.stdout.split()] for run in runs)[2]
+    return {"open s": seconds, "of which loading Lance s": loading}
 
 
 # --- how it grows -----------------------------------------------------------------------------------------
@@ -237,8 +237,7 @@ def large(path: Path, dims: list[int], size: int, bandwidth: float) -> dict[str,
 
     _, _, peak = watched(fill)
     of_a_part = 4 * sum(dims) * PART
-    result = {"add MB/s": 4 * sum(dims) * size / seconds / 1e6, "add peak MB": peak / 1e6}
-    result["open s"], result["of which loading Lance s"] = opened(path, text)
+    result = {"add MB/s": 4 * sum(dims) * size / seconds / 1e6, "add peak MB": peak / 1e6, **opened(path, text)}
     print(f"{name}: added at {result['add MB/s']:.0f} MB/s, peak {peak / 1e6:,.0f} MB with parts of "
           f"{of_a_part / 1e6:,.0f} MB; open to the first answer {result['open s']:.2f} s", flush=True)  # fmt: skip
     truth = -np.sort(-np.concatenate(best, axis=1), axis=1)[:, :K]

@@ -443,28 +443,21 @@ def best_of(scored: Scored, texts: int, k: int) -> list[Scored]:
 def score_pairs(pairs: Candidates, queries: Queries, dims: Sequence[int], vectors: ReadVectors) -> Scored:
     """CE's score of each pair from the float32 vectors, in float64; the pairs come in another order. Each video is
     computed alike, wherever it lies, so that equal vectors have equal scores."""
-    weights = queries.weights.numpy().astype(np.float64)
     joint = np.concatenate([x.numpy() for x in queries.embeddings], axis=1).astype(np.float64)
-    joint *= np.repeat(weights, dims, axis=1)
+    joint *= np.repeat(queries.weights.numpy().astype(np.float64), dims, axis=1)
     videos, row = np.unique(pairs.video, return_inverse=True)
 
     def scored(rows: slice) -> Scored:
         some = pairs[(row >= rows.start) & (row < rows.stop)]
-        return _scored(some, vectors(videos[rows]), joint, weights, queries.corrected.numpy(), dims)
+        return _scored(some, vectors(videos[rows]), queries, joint, dims)
 
     at_once = max(1, SCORED_BYTES // (4 * sum(dims)))
     return Scored.concatenate(list(in_order(scored, slices(len(videos), at_once))) or [scored(slice(0, 0))])
 
 
-def _scored(
-    pairs: Candidates,
-    stored: Vectors,
-    joint: np.ndarray,
-    weights: np.ndarray,
-    corrected: np.ndarray,
-    dims: Sequence[int],
-) -> Scored:
-    """The pairs of some videos; of the texts joint (T, sum of D) and weights (T, M) float64, corrected (T,)."""
+def _scored(pairs: Candidates, stored: Vectors, queries: Queries, joint: np.ndarray, dims: Sequence[int]) -> Scored:
+    """The pairs of some videos; joint (T, sum of D) float64 are the texts times their experts' weights."""
+    weights = queries.weights.numpy().astype(np.float64)
     row = np.searchsorted(stored.addresses, pairs.video)
     starts = np.cumsum([0, *dims])[:-1]
     shares = np.empty((len(pairs), len(dims)))
@@ -475,7 +468,7 @@ def _scored(
             total = stored.available[videos].astype(np.float64) @ weights[text]
             parts = np.add.reduceat(stored.joint[videos] * joint[text], starts, axis=1)
             shares[at[rows]] = parts / np.where(total > 0, total, 1)[:, None]
-    score = shares.sum(1) - corrected[pairs.text] * stored.bias[row]
+    score = shares.sum(1) - queries.corrected.numpy()[pairs.text] * stored.bias[row]
     return Scored(pairs.text, pairs.video, stored.ids[row], shares, score)
 
 

@@ -120,9 +120,9 @@ class Settling:
     """A matrix for FBGEMM, which takes long to hold one: until it is settled, codes as they are, held anew for each
     product."""
 
-    def __init__(self, parts: Sequence[Part], codes: Sequence[Tensor], at_once: Way) -> None:
+    def __init__(self, parts: Sequence[Part], codes: list[Tensor], at_once: Way) -> None:
         self.parts, self._at_once = parts, at_once
-        self._codes: Sequence[Tensor] = codes
+        self._codes = codes
         self._multiply: Multiply | None = None
 
     def __call__(self, values: Sequence[Tensor]) -> Tensor:
@@ -144,7 +144,7 @@ class Settling:
     def _hold(self) -> None:
         # PyTorch's engine may have been changed meanwhile, and two searches at once may both have been the second.
         if self._multiply is None and _way(fbgemm=True) is fbgemm_product:
-            self._multiply = fbgemm_product(torch.cat(list(self._codes), dim=1))
+            self._multiply = fbgemm_product(torch.cat(self._codes, dim=1))
             self._codes = []
             give_back()
 
@@ -238,10 +238,12 @@ def float_product(codes: Tensor) -> Multiply:
 @cache
 def _fastest(engine: str, fbgemm: bool) -> Way:
     """With PyTorch's engine for quantized layers, which a program may change; with FBGEMM or without."""
+    if not fbgemm:
+        return _fastest_of(numkong_product, onednn_product)
     with warnings.catch_warnings():
         # PyTorch deprecates quantized tensors. Without them FBGEMM's way is one that is not exact.
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
-        return _fastest_of(numkong_product, onednn_product, *([fbgemm_product] if fbgemm else []))
+        return _fastest_of(_fastest(engine, fbgemm=False), fbgemm_product)
 
 
 def _fastest_of(*ways: Way) -> Way:
