@@ -6,6 +6,7 @@ added meanwhile.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from .exact_search import (
     CHUNK,
     CHUNK_BYTES,
     LEAST_CHUNK,
+    LEAST_HELD,
     ROUNDING,
     Candidates,
     Chunk,
@@ -38,7 +40,6 @@ from .exact_search import (
     select,
 )
 from .normalise import QueryBank
-from .products import NUMKONG_ROWS
 from .rows import Answers, Header, NewVideos, Stored, StoreReport
 from .store import CodeRows, Rows, VideoStore, bias_column
 
@@ -221,8 +222,8 @@ class Snapshot:
             yield from self.pieces
             return
         dims = list(self.store.stated.dims.values())
-        size = _videos_of_a_chunk(dims, self.dataset.count_rows())
-        for rows in _in_chunks(self.store.read_codes(self.dataset), size, reuse=True):
+        parts, size = _with_size(self.store.read_codes(self.dataset), dims, self.dataset.count_rows())
+        for rows in _in_chunks(parts, size):
             yield _piece(rows, dims, kept=False)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
@@ -354,29 +355,36 @@ class HeldCodes:
             last = pieces.pop()
             added = chain([snapshot.tail if last.deleted is None else snapshot.tail[~last.deleted]], added)
         tail = None
-        size = _videos_of_a_chunk(dims, snapshot.dataset.count_rows())
-        for rows in _in_chunks(added, size):
+        parts, size = _with_size(added, dims, snapshot.dataset.count_rows())
+        for rows in _in_chunks(parts, size):
             pieces.append(_piece(rows, dims))
             tail = CodeRows.concatenate([rows]) if 2 * len(rows) < size else None
-            del rows  # before there is memory for the next
         if len(pieces) > len(snapshot.pieces) + 1:  # of one piece there is little
             give_back()
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
 
 
-def _videos_of_a_chunk(dims: Sequence[int], videos: int) -> int:
-    """How many of so many videos of these experts are compared at once: about `CHUNK`, as many by each core, and a
-    multiple of what NumKong fills up to."""
-    cores = torch.get_num_threads()
-    most = min(CHUNK, max(1, CHUNK_BYTES // sum(dims)))
+def _with_size(parts: Iterable[CodeRows], dims: Sequence[int], videos: int) -> tuple[Iterable[CodeRows], int]:
+    """The same rows, and how many of so many are compared at once if the others have as many experts as the first."""
+    parts = iter(parts)
+    first = next(parts, None)
+    if first is None:
+        return (), 1
+    held = float((first.available @ np.array(dims)).mean())
+    return chain([first], parts), _videos_of_a_chunk(max(held, LEAST_HELD * sum(dims)), videos)
+
+
+def _videos_of_a_chunk(held: float, videos: int) -> int:
+    """How many of so many videos, of which so many bytes are held, are compared at once: about `CHUNK`, or
+    `CHUNK_BYTES`, as many by each core."""
+    cores, most = torch.get_num_threads(), min(CHUNK, max(1, int(CHUNK_BYTES / held)))
     chunks = cores * max(1, round(videos / (most * cores)))
-    size = max(min(most, LEAST_CHUNK), -(-videos // chunks))
-    return -(-size // NUMKONG_ROWS) * NUMKONG_ROWS
+    return max(min(most, LEAST_CHUNK), math.ceil(videos / chunks))
 
 
-def _in_chunks(parts: Iterable[CodeRows], size: int, reuse: bool = False) -> Iterator[CodeRows]:
-    """The same rows, `size` at a time, and what is left; where the memory is reused, each is read before the next is
-    asked for."""
+def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
+    """The same rows, `size` at a time, and what is left. The memory is reused: each is read before the next is asked
+    for."""
     chunk: CodeRows | None = None
     filled = 0
     for part in parts:
@@ -387,7 +395,7 @@ def _in_chunks(parts: Iterable[CodeRows], size: int, reuse: bool = False) -> Ite
             part, filled = part[len(taken) :], filled + len(taken)
             if filled == size:
                 yield chunk
-                chunk, filled = chunk if reuse else None, 0
+                filled = 0
     if chunk is not None and filled:
         yield chunk[:filled]
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Self, TypeVar
 
 import numpy as np
@@ -37,7 +37,7 @@ from torch import Tensor
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
 from ..base.threads import in_order
-from .products import Matrix, hold
+from .products import hold
 
 STEPS = 127
 """Codes are whole numbers from -127 to 127."""
@@ -48,6 +48,9 @@ FINE_STEPS = 254
 CHUNK, CHUNK_BYTES = 32_768, 2**25
 """About as many videos, and bytes of their codes, are compared at once: enough for the products to outweigh what each
 chunk costs, few enough for the scores of 64 texts to stay small, and a new chunk to be made soon."""
+
+LEAST_HELD = 0.5
+"""Codes that are held are taken to be at least this share of all, so that the others take no more memory meanwhile."""
 
 LEAST_CHUNK = 4096
 """Fewer videos are not shared among cores."""
@@ -64,8 +67,8 @@ ROUNDING = 4e-6
 SCORED_BYTES = 2**23
 """Float32 vectors that are read and scored at once, by each core."""
 
-FEW_BYTES = 2**18
-"""Candidates whose float32 vectors are no more than this are all scored at once."""
+FEW_BYTES = 2**20
+"""Float32 vectors of this size may be read for more than the k best, since a second reading takes long."""
 
 FINE_BYTES = 2**20
 """Fine codes are read where the float32 vectors of all remaining videos would be more than this."""
@@ -127,8 +130,8 @@ class Queries:
     Attributes:
         weights: (T, M) float32.
         embeddings: M arrays (T, D) float32.
-        values: M arrays (T, 2, D) int8, the texts in 14 bits: a coarse row, and a fine one, which counts 1/126.
-        factors: (M, T, 1) float32, by which an expert's products are multiplied.
+        values: M arrays (2 T, D) int8, the texts in 14 bits: of each a coarse row, and a fine one, which counts 1/126.
+        factors: (M, 2 T, 1) float32, by which the products of each row are multiplied.
         lengths, errors: (T, M) float32, of the embeddings and of what 14 bits leave of them.
         corrected: (T,) float32, 1 where the videos' biases are subtracted from the scores, else 0.
     """
@@ -144,9 +147,10 @@ class Queries:
         rows = int8_rows(filled.flatten(0, 1))
         values = rows.values[: 2 * len(rows.largest)].to(torch.int8) - INT8_ZERO
         values = values.view(2, *filled.shape).permute(1, 2, 0, 3)
-        self.values = [x[..., :dim].contiguous() for x, dim in zip(values, dims, strict=True)]
+        self.values = [x[..., :dim].flatten(0, 1).contiguous() for x, dim in zip(values, dims, strict=True)]
         largest = rows.largest.view(*filled.shape[:2], 1)
-        self.factors = largest * weights.T.unsqueeze(2) / INT8_STEPS
+        factors = largest * weights.T.unsqueeze(2) / INT8_STEPS
+        self.factors = torch.cat([factors, factors / (2 * INT8_STEPS)], dim=2).view(len(dims), -1, 1)
         self.lengths = torch.linalg.vector_norm(filled, dim=2).T.contiguous()
         self.errors = _query_error(filled, values, largest).T.contiguous()
 
@@ -168,14 +172,14 @@ def _query_error(x: Tensor, values: Tensor, largest: Tensor) -> Tensor:
 
 
 class Chunk:
-    """Codes of n videos, compared at once.
+    """Codes of n videos, compared at once. An expert's codes are held for the videos that have it.
 
     Args:
         codes: (n, M * D) int8; coarse or fine ones.
         scale, residual: (n, M) float32, the codes' steps and at least the lengths of what they leave.
         available: (n, M) bool.
         dims: D of each expert.
-        kept: False for codes that are compared once; else the array may be kept, too.
+        kept: False for codes that are compared once.
 
     Attributes:
         size: n.
@@ -196,10 +200,16 @@ class Chunk:
         self._largest_residual = _largest(self._residual)
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
-        self._matrices = hold(codes, dims, np.flatnonzero(available.any(0)).tolist(), kept)
-        steps = torch.from_numpy((scale * available).T.copy())
-        self._steps = list(steps)
-        self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(steps.T)
+        videos = {m: torch.from_numpy(np.flatnonzero(column)) for m, column in enumerate(available.T) if column.any()}
+        self._matrices = hold(codes, dims, videos, kept)
+        parts = [[m for m, _ in matrix.parts] for matrix in self._matrices]
+        counts = [sum(len(videos[m]) for m in experts) for experts in parts]
+        self._starts = np.cumsum([0, *counts]).tolist()
+        flat = list(chain.from_iterable(parts))
+        steps = torch.from_numpy(scale)
+        self._steps = torch.cat([steps[videos[m], m] for m in flat]) if flat else steps.new_zeros(0)
+        self._videos = None if available.all() else torch.cat([videos[m] for m in flat]) if flat else steps.new_zeros(0)
+        self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(torch.from_numpy(scale * available))
 
     def score(self, queries: Queries) -> Tensor:
         """(T, n) float32; 0 where the weights used sum to 0."""
@@ -214,23 +224,25 @@ class Chunk:
         for rows in slices(texts, texts_at_once):
             some = scores[rows]
             for group in slices(len(self._matrices), matrices_at_once):
-                for m, products in self._products(self._matrices[group], rows, queries):
-                    some.addcmul_(products, self._steps[m])
+                self._add_products(some, group, rows, queries)
             some.div_(totals[rows, self._pattern])
         return scores
 
-    def _products(self, matrices: Sequence[Matrix], rows: slice, queries: Queries) -> Iterable[tuple[int, Tensor]]:
-        """The expert of each part of some matrices, and its products (t, n) float32 with some texts but for the codes'
-        steps."""
-        of_matrices = [
-            matrix([queries.values[m][rows, :, columns].flatten(0, 1).contiguous() for m, columns in matrix.parts])
-            for matrix in matrices
-        ]
-        products = torch.cat(of_matrices) if len(of_matrices) > 1 else of_matrices[0]
-        coarse, fine = products.view(len(products), -1, 2, self.size).unbind(2)
-        whole = coarse.add_(fine, alpha=0.5 / INT8_STEPS)
-        experts = [part.expert for matrix in matrices for part in matrix.parts]
-        return zip(experts, whole.mul_(queries.factors[experts][:, rows]).unbind(), strict=True)
+    def _add_products(self, scores: Tensor, group: slice, rows: slice, queries: Queries) -> None:
+        """Add what some matrices say to the scores (t, n) of some texts."""
+        twice, products = slice(2 * rows.start, 2 * rows.stop), []
+        for matrix in self._matrices[group]:
+            values = [queries.values[m][twice, columns].contiguous() for m, columns in matrix.parts]
+            of_parts = zip(matrix.parts, matrix(values), strict=True)
+            products += [x.mul_(queries.factors[m, twice]) for (m, _), x in of_parts]
+        entries = slice(self._starts[group.start], self._starts[min(group.stop, len(self._matrices))])
+        together = torch.cat(products, dim=1) if len(products) > 1 else products[0]
+        coarse, fine = together.unflatten(0, (-1, 2)).unbind(1)
+        whole = coarse.add_(fine).mul_(self._steps[entries])
+        if self._videos is None:
+            scores.add_(whole.unflatten(1, (-1, self.size)).sum(1))
+        else:
+            scores.scatter_add_(1, self._videos[entries].expand_as(whole), whole)
 
     def largest_error(self, queries: Queries) -> Tensor:
         """(T, 1) float32, at least the error of any score."""
@@ -419,18 +431,17 @@ def select(
         vectors: reads the videos at ascending row addresses.
         fine: reads their fine codes, in chunks with the addresses of their rows.
     """
-    texts = len(queries)
-    if len(np.unique(candidates.video)) * 4 * sum(dims) <= FEW_BYTES:
-        return best_of(score_pairs(candidates, queries, dims, vectors), texts, k)
-    leading = _ranks(candidates.text, candidates.score) < k
-    scored = [score_pairs(candidates[leading], queries, dims, vectors)]
-    limit = _kth_highest(scored[0], texts, k)
+    texts, size = len(queries), 4 * sum(dims)
+    leading = _ranks(candidates.text, candidates.score) < max(k, FEW_BYTES // (size * max(1, texts)))
+    scored = score_pairs(candidates[leading], queries, dims, vectors)
+    limit = _kth_highest(scored, texts, k)
     rest = candidates[~leading].reaching(limit)
     distinct = np.unique(rest.video)
-    if len(distinct) * 4 * sum(dims) > FINE_BYTES:
+    if len(distinct) * size > FINE_BYTES:
         rest = _refined(rest, queries, fine(distinct)).reaching(limit)
-    scored.append(score_pairs(rest, queries, dims, vectors))
-    return best_of(Scored.concatenate(scored), texts, k)
+    if len(rest):
+        scored = Scored.concatenate([scored, score_pairs(rest, queries, dims, vectors)])
+    return best_of(scored, texts, k)
 
 
 def best_of(scored: Scored, texts: int, k: int) -> list[Scored]:

@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -71,7 +71,7 @@ class Part(NamedTuple):
 
 
 class Matrix(Protocol):
-    """Codes of n videos in columns of one expert or several.
+    """Codes in columns of one expert or several.
 
     Attributes:
         parts: P of them.
@@ -79,27 +79,34 @@ class Matrix(Protocol):
 
     parts: Sequence[Part]
 
-    def __call__(self, values: Sequence[Tensor]) -> Tensor:
-        """P arrays (R, D) int8, of each part's columns -> (P, R, n) float32, the products of each."""
+    def __call__(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """P arrays (R, D) int8, of each part's columns -> P arrays (R, n) float32, the products with the codes of the n
+        videos that have the expert."""
 
     def settle(self) -> None:
         """Hold the codes in the way that multiplies fastest, in the background, where that takes too long for a first
         search."""
 
 
-def hold(codes: np.ndarray, dims: Sequence[int], experts: Sequence[int], kept: bool) -> list[Matrix]:
-    """Codes (n, sum of dims) int8 of some experts, n above 0, in the fastest exact way.
+def hold(codes: np.ndarray, dims: Sequence[int], videos: Mapping[int, Tensor], kept: bool) -> list[Matrix]:
+    """Codes (rows, sum of dims) int8 of some experts, in the fastest exact way. The array is not kept.
 
     Args:
-        experts: those that are multiplied; the columns of others are passed over.
-        kept: True for codes that more than one search reads. The array may then be kept; else it is not.
+        videos: by expert, the rows (n,) int64 that are multiplied, n above 0: those of the videos that have it.
+        kept: True for codes that more than one search reads.
     """
     starts = np.cumsum([0, *dims]).tolist()
-    at_once, shares = _way(fbgemm=False), _shares({m: dims[m] for m in experts})
+
+    def columns(part: Part) -> Tensor:
+        start = starts[part.expert]
+        block = codes[:, start + part.columns.start : start + part.columns.stop]
+        return as_tensor(block).index_select(0, videos[part.expert])
+
+    at_once, shares = _way(fbgemm=False), _shares({m: dims[m] for m in videos})
     if kept and _fits(shares) and _way(fbgemm=True) is fbgemm_product:
-        return [Settling(parts, [_columns(codes, starts, part) for part in parts], at_once) for parts in shares]
-    whole = [Part(m, slice(0, dims[m])) for m in experts]
-    return list(in_order(lambda part: Held(part, at_once(_columns(codes, starts, part).clone())), whole))
+        return list(in_order(lambda parts: Settling(parts, list(map(columns, parts)), at_once), shares))
+    whole = [Part(m, slice(0, dims[m])) for m in videos]
+    return list(in_order(lambda part: Held(part, at_once(columns(part))), whole))
 
 
 class Held:
@@ -109,8 +116,8 @@ class Held:
         self.parts: Sequence[Part] = [part]
         self._multiply = multiply
 
-    def __call__(self, values: Sequence[Tensor]) -> Tensor:
-        return self._multiply(values[0]).float()[None]
+    def __call__(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [self._multiply(values[0]).float()]
 
     def settle(self) -> None:
         """They are held so from the start."""
@@ -122,19 +129,20 @@ class Settling:
 
     def __init__(self, parts: Sequence[Part], codes: list[Tensor], at_once: Way) -> None:
         self.parts, self._at_once = parts, at_once
-        self._codes = codes
+        self._codes, self._counts = codes, [len(x) for x in codes]
         self._multiply: Multiply | None = None
 
-    def __call__(self, values: Sequence[Tensor]) -> Tensor:
+    def __call__(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
         codes, multiply = self._codes, self._multiply  # in this order: `_hold` changes them in the other
         if multiply is None:
-            return torch.stack([self._product(x, rows) for x, rows in zip(codes, values, strict=True)])
+            return [self._product(x, rows) for x, rows in zip(codes, values, strict=True)]
         # Rows of zeros for the columns of the others take less time than a matrix of its own for each.
         products = multiply(torch.block_diag(*values) if len(values) > 1 else values[0])
-        return products.view(len(values), len(values[0]), -1)
+        of_parts = products.split([len(x) for x in values])
+        return [x[:, :count] for x, count in zip(of_parts, self._counts, strict=True)]
 
     def _product(self, codes: Tensor, values: Tensor) -> Tensor:
-        products = [self._at_once(some.contiguous())(values).float() for some in codes.split(UNSETTLED_ROWS)]
+        products = [self._at_once(some)(values).float() for some in codes.split(UNSETTLED_ROWS)]
         return torch.cat(products, dim=1)
 
     def settle(self) -> None:
@@ -144,7 +152,9 @@ class Settling:
     def _hold(self) -> None:
         # PyTorch's engine may have been changed meanwhile, and two searches at once may both have been the second.
         if self._multiply is None and _way(fbgemm=True) is fbgemm_product:
-            self._multiply = fbgemm_product(torch.cat(self._codes, dim=1))
+            most = max(self._counts)
+            filled = [torch.nn.functional.pad(x, (0, 0, 0, most - len(x))) for x in self._codes]
+            self._multiply = fbgemm_product(torch.cat(filled, dim=1))
             self._codes = []
             give_back()
 
@@ -174,12 +184,6 @@ def _fits(shares: Sequence[Sequence[Part]]) -> bool:
     filled = sum(-(-width // FBGEMM_COLUMNS) * FBGEMM_COLUMNS for width in widths)
     alone = {parts[0].expert for parts in shares if len(parts) == 1}
     return filled <= MOST_FILLED * sum(widths) and alone == {part.expert for parts in shares for part in parts}
-
-
-def _columns(codes: np.ndarray, starts: Sequence[int], part: Part) -> Tensor:
-    """A part's columns of a joint array."""
-    start = starts[part.expert]
-    return as_tensor(codes[:, start + part.columns.start : start + part.columns.stop])
 
 
 def _way(fbgemm: bool) -> Way:

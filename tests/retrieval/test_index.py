@@ -390,19 +390,34 @@ def test_exact_after_many_changes(path):
 
 
 @pytest.mark.parametrize(
-    ("threads", "videos", "dim", "expected"),
+    ("threads", "videos", "held", "expected"),
     [
         (2, 1000, 1024, 4096),
         (2, 100_000, 1024, 25_000),
-        (2, 100_001, 1024, 25_008),
-        (16, 100_000, 1024, 6256),
+        (2, 100_001, 1024, 25_001),
+        (16, 100_000, 1024, 6250),
         (2, 20_000, 6912, 5000),
-        (2, 10, 2**26, 8),
+        (2, 20_000, 3456, 10_000),
+        (2, 10, 2**26, 1),
     ],
     indirect=["threads"],
 )
-def test_each_core_has_as_many_chunks(threads, videos, dim, expected):
-    assert embedded._videos_of_a_chunk([dim], videos) == expected
+def test_each_core_has_as_many_chunks(threads, videos, held, expected):
+    assert embedded._videos_of_a_chunk(held, videos) == expected
+
+
+@pytest.mark.parametrize(("experts_there", "pieces"), [(3, 6), (2, 4), (1, 4)])
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_a_chunk_has_more_videos_where_experts_are_missing(threads, path, monkeypatch, experts_there, pieces):
+    """But at most twice as many, for the first ones may not be as the others."""
+    monkeypatch.setattr(embedded, "CHUNK_BYTES", 10 * 18)
+    monkeypatch.setattr(embedded, "LEAST_CHUNK", 1)
+    text, video = some()
+    video.available[:] = np.arange(3) < experts_there
+    with VideoIndex(path) as index:
+        index.add(NAMES, video)
+        check_answers(index, text, video, NAMES, 7)
+        assert len(index._backend._codes.snapshot().pieces) == pieces
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)

@@ -69,9 +69,9 @@ def fbgemm_is_fastest(monkeypatch):
     monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: fbgemm_product if fbgemm else float_product)
 
 
-def by_expert(matrices, values, experts, videos):
-    """The products of each expert, (M, R, n), from those of the matrices' parts."""
-    total = torch.zeros(experts, len(values[0]), videos, dtype=torch.int64)
+def by_expert(matrices, values, videos):
+    """The products of each expert, {m: (R, n)}, from those of the matrices' parts."""
+    total = {m: torch.zeros(len(values[m]), len(rows), dtype=torch.int64) for m, rows in videos.items()}
     for matrix in matrices:
         found = matrix([values[part.expert][:, part.columns].contiguous() for part in matrix.parts])
         for part, product in zip(matrix.parts, found, strict=True):
@@ -79,18 +79,27 @@ def by_expert(matrices, values, experts, videos):
     return total
 
 
+def everywhere(experts, videos):
+    """All videos have each of these experts."""
+    return {m: torch.arange(videos) for m in experts}
+
+
 @needs_fbgemm
 @pytest.mark.parametrize("dims", [[512], [768] * 2, [768] * 5, [1024, 500, 700, 800], [33, 5]], ids=str)
 @pytest.mark.parametrize("kept", [True, False])
 def test_matrices_give_the_products_of_each_expert_whatever_holds_them(dims, kept, fbgemm_is_fastest, settled):
-    rows, videos = 4, products.UNSETTLED_ROWS + 9
+    rows, videos = 4, products.UNSETTLED_ROWS + 99
     values, codes = numbers(rows, videos, sum(dims), largest=False)
-    values, truth = values.split(dims, dim=1), []
-    for part, block in zip(values, codes.split(dims, dim=1), strict=True):
-        truth.append(part.long() @ block.long().T)
-    matrices = products.hold(codes.numpy(), dims, range(len(dims)), kept)
+    values = values.split(dims, dim=1)
+    having = {m: torch.arange(m, videos, m + 1) for m in range(len(dims))}  # expert 0: everywhere
+    truth = {
+        m: values[m].long() @ block[having[m]].long().T for m, block in enumerate(codes.clone().split(dims, dim=1))
+    }
+    matrices = products.hold(codes.numpy(), dims, having, kept)
+    codes.zero_()  # what is held does not depend on the array
     for _ in range(2):
-        assert torch.equal(by_expert(matrices, values, len(dims), videos), torch.stack(truth))
+        found = by_expert(matrices, values, having)
+        assert all(torch.equal(found[m], truth[m]) for m in having)
         for matrix in matrices:
             matrix.settle()
         settled()
@@ -101,17 +110,17 @@ def test_matrices_give_the_products_of_each_expert_whatever_holds_them(dims, kep
 
 def test_experts_that_are_not_multiplied_are_passed_over():
     values, codes = numbers(2, 30, 12, largest=False)
-    matrices = products.hold(codes.numpy(), [4, 4, 4], [0, 2], kept=True)
+    having = everywhere([0, 2], 30)
+    matrices = products.hold(codes.numpy(), [4, 4, 4], having, kept=True)
     assert [part.expert for matrix in matrices for part in matrix.parts] == [0, 2]
-    found = by_expert(matrices, values.split(4, dim=1), 3, 30)
+    found = by_expert(matrices, values.split(4, dim=1), having)
     assert torch.equal(found[2], values[:, 8:].long() @ codes[:, 8:].long().T)
-    assert not found[1].any()
 
 
 @needs_fbgemm
 def test_nothing_settles_where_a_program_took_another_engine(fbgemm_is_fastest, settled, monkeypatch):
     _, codes = numbers(2, 30, 512, largest=False)
-    matrices = products.hold(codes.numpy(), [512], [0], kept=True)
+    matrices = products.hold(codes.numpy(), [512], everywhere([0], 30), kept=True)
     monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: float_product)
     matrices[0].settle()
     settled()
@@ -121,7 +130,7 @@ def test_nothing_settles_where_a_program_took_another_engine(fbgemm_is_fastest, 
 @needs_fbgemm
 def test_what_was_given_up_is_not_settled(fbgemm_is_fastest, settled, monkeypatch):
     _, codes = numbers(2, 30, 512, largest=False)
-    matrices = products.hold(codes.numpy(), [512], [0], kept=True)
+    matrices = products.hold(codes.numpy(), [512], everywhere([0], 30), kept=True)
     held = []
     monkeypatch.setattr(products.Settling, "_hold", lambda _: held.append(True))
     begin = threading.Event()
@@ -184,7 +193,7 @@ def test_a_library_that_is_not_there(anew, monkeypatch):
 def test_fbgemm_is_for_columns_that_it_does_not_fill_up(dims, may, fbgemm_is_fastest):
     codes = torch.zeros(3, sum(dims), dtype=torch.int8).numpy()
     for kept in (True, False):
-        matrices = products.hold(codes, dims, range(len(dims)), kept)
+        matrices = products.hold(codes, dims, everywhere(range(len(dims)), 3), kept)
         assert isinstance(matrices[0], products.Settling) == (may and kept)
 
 
