@@ -238,11 +238,12 @@ class Chunk:
         entries = slice(self._starts[group.start], self._starts[min(group.stop, len(self._matrices))])
         together = torch.cat(products, dim=1) if len(products) > 1 else products[0]
         coarse, fine = together.unflatten(0, (-1, 2)).unbind(1)
-        whole = coarse.add_(fine).mul_(self._steps[entries])
+        whole, steps = coarse.add_(fine), self._steps[entries]
         if self._videos is None:
-            scores.add_(whole.unflatten(1, (-1, self.size)).sum(1))
+            for part, of_part in zip(whole.split(self.size, dim=1), steps.split(self.size), strict=True):
+                scores.addcmul_(part, of_part)
         else:
-            scores.scatter_add_(1, self._videos[entries].expand_as(whole), whole)
+            scores.scatter_add_(1, self._videos[entries].expand_as(whole), whole.mul_(steps))
 
     def largest_error(self, queries: Queries) -> Tensor:
         """(T, 1) float32, at least the error of any score."""
