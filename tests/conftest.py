@@ -31,6 +31,9 @@ LONGEST = (
     "proof/test_processes.py",
     "apps/test_bulk.py",
     "apps/test_page.py",
+    "examples/test_examples.py",
+    "apps/test_run_file.py",
+    "tests/test_docs.py",
     "hub/test_imports.py",
 )
 """Files that take half a minute or more come first, so that no process is left alone with one at the end."""
