@@ -13,10 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-import torch
 
-from collaborative_experts import CollaborativeExperts
-from helpers import SMALL, cenet
+# PyTorch and the package are imported by those who use them: the process that hands out the tests reads this file, too.
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,9 +31,18 @@ LONGEST = (
     "proof/test_processes.py",
     "apps/test_bulk.py",
     "apps/test_page.py",
+    "examples/test_examples.py",
+    "apps/test_run_file.py",
+    "tests/test_docs.py",
     "hub/test_imports.py",
 )
 """Files that take half a minute or more come first, so that no process is left alone with one at the end."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores: tests of browsers, clusters and killed processes wait."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
 def pytest_collection_modifyitems(items):
@@ -49,6 +56,8 @@ def pytest_configure(config):
 @pytest.fixture
 def threads(request):
     """So many threads of PyTorch in a test: @pytest.mark.parametrize("threads", [1, 2], indirect=True)."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -63,6 +72,8 @@ def root():
 @pytest.fixture(scope="session")
 def save_cenet(tmp_path_factory):
     """A CENet's weights as a file: save_cenet(model) -> path."""
+    import torch
+
     folder = tmp_path_factory.mktemp("weights")
 
     def save(model, name=None):
@@ -75,11 +86,16 @@ def save_cenet(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_weights(save_cenet):
+    from helpers import SMALL, cenet
+
     return save_cenet(cenet(SMALL), "small.pth")
 
 
 @pytest.fixture(scope="session")
 def small_op(small_weights):
+    from collaborative_experts import CollaborativeExperts
+    from helpers import SMALL
+
     return CollaborativeExperts(SMALL, small_weights, device="cpu")
 
 

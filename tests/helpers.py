@@ -5,6 +5,7 @@ import csv
 import pickle
 import warnings
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,12 @@ def peak_memory(forget: bool = False) -> int:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    """A mark for tests of optional packages that take seconds to be imported, which those that collect need not do."""
+    missing = [module for module in modules if find_spec(module) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
 
 
 def has_more_than_avx2() -> bool:

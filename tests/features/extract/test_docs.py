@@ -6,16 +6,17 @@ import sys
 import numpy as np
 import pytest
 
-from helpers import flat_frames, tone, write_media
+from helpers import flat_frames, needs, tone, write_media
 
 pytest.importorskip("av")
 pytest.importorskip("lance")
 pytest.importorskip("cv2")
 pytest.importorskip("rapidocr")
 pytest.importorskip("efficientnet_lite_pytorch")
-pytest.importorskip("sentence_transformers")
 
 from collaborative_experts.apps.extract import add_arguments, extract
+
+pytestmark = needs("sentence_transformers")
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 """Media files of every kind: times, rotation, sound; files that are damaged or are none."""
 
 import socket
-import subprocess
-import sys
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from helpers import flat_frames, tone, write_media
+from warm_process import Process
 
 av = pytest.importorskip("av")
 
@@ -357,9 +356,9 @@ def test_a_long_film_takes_little_memory(root, tmp_path):
     path = tmp_path / "a.mkv"
     noise = np.random.default_rng(0).integers(-900, 900, 1200 * 8000, dtype=np.int16)
     write_media(path, frames, times=[10 * i for i in range(120)], sound=noise, rate=8000)
-    command = [sys.executable, "-W", "ignore", "-c", code, path, root / "tests/features/extract", root / "tests"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    end_s, samples, tokens, motion, taken = map(float, done.stdout.split())
+    process = Process(code, path, root / "tests/features/extract")
+    printed = process.stdout.read()
+    assert process.wait() == 0, process.stderr.read()
+    end_s, samples, tokens, motion, taken = map(float, printed.split())
     assert (end_s, samples, tokens, motion) == (1200, 1200 * media.SAMPLE_RATE, 1200, 288)
     assert taken < 160e6
