@@ -329,8 +329,8 @@ def write_siglip(folder, tokenizer_to=None):
         tokenizer_to: a second folder that the tokenizer is written to.
     """
     import tokenizers
-    import transformers
 
+    transformers = pytest.importorskip("transformers", minversion="5")  # as the extra `extract` asks for
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.SiglipConfig(
         text_config=small | {"vocab_size": 50, "projection_size": 32}, vision_config=small | {"image_size": 32}
