@@ -107,7 +107,7 @@ class _SentenceTransformer:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.dim: int = model.get_embedding_dimension()
+        self.dim: int = self.encode(["a"])[0].shape[1]  # the name of its method depends on the version
 
     def encode(self, sentences: Sequence[str]) -> list[np.ndarray]:
         embedded = self._model.encode(list(sentences), output_value="token_embeddings", show_progress_bar=False)
