@@ -223,7 +223,7 @@ class Snapshot:
             return
         dims = list(self.store.stated.dims.values())
         parts, size = _with_size(self.store.read_codes(self.dataset), dims, self.dataset.count_rows())
-        for rows in _in_chunks(parts, size):
+        for rows in _in_chunks(parts, size, reuse=True):
             yield _piece(rows, dims, kept=False)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
@@ -359,6 +359,7 @@ class HeldCodes:
         for rows in _in_chunks(parts, size):
             pieces.append(_piece(rows, dims))
             tail = CodeRows.concatenate([rows]) if 2 * len(rows) < size else None
+            del rows  # before there is memory for the next
         if len(pieces) > len(snapshot.pieces) + 1:  # of one piece there is little
             give_back()
         return replace(snapshot, pieces=tuple(pieces), tail=tail)
@@ -382,9 +383,9 @@ def _videos_of_a_chunk(held: float, videos: int) -> int:
     return max(min(most, LEAST_CHUNK), math.ceil(videos / chunks))
 
 
-def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
-    """The same rows, `size` at a time, and what is left. The memory is reused: each is read before the next is asked
-    for."""
+def _in_chunks(parts: Iterable[CodeRows], size: int, reuse: bool = False) -> Iterator[CodeRows]:
+    """The same rows, `size` at a time, and what is left; where the memory is reused, each is read before the next is
+    asked for."""
     chunk: CodeRows | None = None
     filled = 0
     for part in parts:
@@ -395,7 +396,7 @@ def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
             part, filled = part[len(taken) :], filled + len(taken)
             if filled == size:
                 yield chunk
-                filled = 0
+                chunk, filled = chunk if reuse else None, 0
     if chunk is not None and filled:
         yield chunk[:filled]
 

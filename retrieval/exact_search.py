@@ -27,7 +27,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Self, TypeVar
 
 import numpy as np
@@ -179,7 +179,7 @@ class Chunk:
         scale, residual: (n, M) float32, the codes' steps and at least the lengths of what they leave.
         available: (n, M) bool.
         dims: D of each expert.
-        kept: False for codes that are compared once.
+        kept: False for codes that are compared once; else the array may be kept, too.
 
     Attributes:
         size: n.
@@ -201,14 +201,14 @@ class Chunk:
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
         videos = {m: torch.from_numpy(np.flatnonzero(column)) for m, column in enumerate(available.T) if column.any()}
-        self._matrices = hold(codes, dims, videos, kept)
+        everywhere = bool(available.all())
+        self._matrices = hold(codes, dims, dict.fromkeys(videos) if everywhere else videos, kept)
         parts = [[m for m, _ in matrix.parts] for matrix in self._matrices]
-        counts = [sum(len(videos[m]) for m in experts) for experts in parts]
-        self._starts = np.cumsum([0, *counts]).tolist()
-        flat = list(chain.from_iterable(parts))
-        steps = torch.from_numpy(scale)
-        self._steps = torch.cat([steps[videos[m], m] for m in flat]) if flat else steps.new_zeros(0)
-        self._videos = None if available.all() else torch.cat([videos[m] for m in flat]) if flat else steps.new_zeros(0)
+        self._starts = np.cumsum([0, *(sum(len(videos[m]) for m in experts) for experts in parts)]).tolist()
+        # One after the other, as the products of several matrices are put together.
+        flat = [(m, videos[m]) for experts in parts for m in experts]
+        self._steps = torch.cat([torch.empty(0), *(torch.from_numpy(scale[:, m])[rows] for m, rows in flat)])
+        self._videos = None if everywhere else torch.cat([torch.empty(0, dtype=torch.int64), *(x for _, x in flat)])
         self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(torch.from_numpy(scale * available))
 
     def score(self, queries: Queries) -> Tensor:

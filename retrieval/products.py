@@ -88,25 +88,26 @@ class Matrix(Protocol):
         search."""
 
 
-def hold(codes: np.ndarray, dims: Sequence[int], videos: Mapping[int, Tensor], kept: bool) -> list[Matrix]:
-    """Codes (rows, sum of dims) int8 of some experts, in the fastest exact way. The array is not kept.
+def hold(codes: np.ndarray, dims: Sequence[int], videos: Mapping[int, Tensor | None], kept: bool) -> list[Matrix]:
+    """Codes (rows, sum of dims) int8 of some experts, in the fastest exact way.
 
     Args:
-        videos: by expert, the rows (n,) int64 that are multiplied, n above 0: those of the videos that have it.
-        kept: True for codes that more than one search reads.
+        videos: by expert, the rows (n,) int64 that are multiplied, n above 0: those of the videos that have it. None is
+            for all, and takes no memory of its own: where they are kept, so is the array, as long as it is needed.
+        kept: True for codes that more than one search reads. Else nothing of the array is kept.
     """
     starts = np.cumsum([0, *dims]).tolist()
 
     def columns(part: Part) -> Tensor:
-        start = starts[part.expert]
-        block = codes[:, start + part.columns.start : start + part.columns.stop]
-        return as_tensor(block).index_select(0, videos[part.expert])
+        start, rows = starts[part.expert], videos[part.expert]
+        block = as_tensor(codes[:, start + part.columns.start : start + part.columns.stop])
+        return block if rows is None else block.index_select(0, rows)
 
     at_once, shares = _way(fbgemm=False), _shares({m: dims[m] for m in videos})
     if kept and _fits(shares) and _way(fbgemm=True) is fbgemm_product:
-        return list(in_order(lambda parts: Settling(parts, list(map(columns, parts)), at_once), shares))
+        return [Settling(parts, list(map(columns, parts)), at_once) for parts in shares]
     whole = [Part(m, slice(0, dims[m])) for m in videos]
-    return list(in_order(lambda part: Held(part, at_once(columns(part))), whole))
+    return list(in_order(lambda part: Held(part, at_once(columns(part).clone())), whole))
 
 
 class Held:
@@ -142,7 +143,7 @@ class Settling:
         return [x[:, :count] for x, count in zip(of_parts, self._counts, strict=True)]
 
     def _product(self, codes: Tensor, values: Tensor) -> Tensor:
-        products = [self._at_once(some)(values).float() for some in codes.split(UNSETTLED_ROWS)]
+        products = [self._at_once(some.contiguous())(values).float() for some in codes.split(UNSETTLED_ROWS)]
         return torch.cat(products, dim=1)
 
     def settle(self) -> None:

@@ -127,7 +127,7 @@ def save_as_the_authors_do(model, config, path, legacy=False, prefix="module."):
 def tolerance(terms, values):
     """1e-6; with PyTorch 2.6 what a float32 sum of so many products may be off, where it is one of these values.
 
-    Its oneDNN rounds with each product it adds, by up to half of `eps` of the sum, up or down: a random walk. The
+    Its oneDNN rounds as if it added one product after another, by up to half of `eps` of the sum: a random walk. The
     12,000 of "another encoder" come out 1.3e-6 off, in PyTorch 2.13 5.0e-7.
     """
     if not torch.__version__.startswith("2.6."):
