@@ -293,7 +293,7 @@ class HeldCodes:
     """The codes of a store in memory.
 
     Args:
-        memory: the most bytes of codes that are held; None holds all.
+        memory: the most bytes of codes that are held, those of missing experts counted as well; None holds all.
     """
 
     def __init__(self, store: VideoStore, memory: int | None = None) -> None:
@@ -367,7 +367,7 @@ class HeldCodes:
 
 def _with_size(parts: Iterable[CodeRows], dims: Sequence[int], videos: int) -> tuple[Iterable[CodeRows], int]:
     """The same rows, and how many of so many are compared at once if the others have as many experts as the first."""
-    parts = iter(parts)
+    parts = filter(len, parts)  # of a last piece all may be deleted
     first = next(parts, None)
     if first is None:
         return (), 1

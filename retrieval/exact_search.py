@@ -11,9 +11,9 @@ by the inequality of Cauchy and Schwarz, so that the score proper lies in s - e 
 
 1. Scan: of all videos those stay for which s + e reaches the k-th highest s - e. Most are left out by the largest e of
    their chunk, a mean that is at most its largest term, so that e is computed for few.
-2. Refine: the k best of them are scored from their float32 vectors in float64. The k-th of these scores is a limit
-   that the answer cannot fall below. Where many videos still reach it, their fine codes (the same again for r) are
-   read and give bounds that are some 250 times as narrow.
+2. Refine: the best of them, k at least, are scored from their float32 vectors in float64. The k-th of these scores is
+   a limit that the answer cannot fall below. Where many videos still reach it, their fine codes (the same again for r)
+   are read and give bounds that are some 250 times as narrow.
 3. Score: the videos that still reach the limit are scored in float64. Equal scores are ordered by id.
 
 So the answer is what scoring every vector in float64 would give.
@@ -235,7 +235,7 @@ class Chunk:
             values = [queries.values[m][twice, columns].contiguous() for m, columns in matrix.parts]
             of_parts = zip(matrix.parts, matrix(values), strict=True)
             products += [x.mul_(queries.factors[m, twice]) for (m, _), x in of_parts]
-        entries = slice(self._starts[group.start], self._starts[min(group.stop, len(self._matrices))])
+        entries = slice(self._starts[group.start], self._starts[group.stop])
         together = torch.cat(products, dim=1) if len(products) > 1 else products[0]
         coarse, fine = together.unflatten(0, (-1, 2)).unbind(1)
         whole, steps = coarse.add_(fine), self._steps[entries]

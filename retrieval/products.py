@@ -81,7 +81,7 @@ class Matrix(Protocol):
 
     def __call__(self, values: Sequence[Tensor]) -> Sequence[Tensor]:
         """P arrays (R, D) int8, of each part's columns -> P arrays (R, n) float32, the products with the codes of the n
-        videos that have the expert."""
+        videos that have the expert. The caller may overwrite them."""
 
     def settle(self) -> None:
         """Hold the codes in the way that multiplies fastest, in the background, where that takes too long for a first
@@ -103,11 +103,14 @@ def hold(codes: np.ndarray, dims: Sequence[int], videos: Mapping[int, Tensor | N
         block = as_tensor(codes[:, start + part.columns.start : start + part.columns.stop])
         return block if rows is None else block.index_select(0, rows)
 
+    def own(part: Part) -> Tensor:
+        return columns(part).clone() if videos[part.expert] is None else columns(part)
+
     at_once, shares = _way(fbgemm=False), _shares({m: dims[m] for m in videos})
     if kept and _fits(shares) and _way(fbgemm=True) is fbgemm_product:
         return [Settling(parts, list(map(columns, parts)), at_once) for parts in shares]
     whole = [Part(m, slice(0, dims[m])) for m in videos]
-    return list(in_order(lambda part: Held(part, at_once(columns(part).clone())), whole))
+    return list(in_order(lambda part: Held(part, at_once(own(part))), whole))
 
 
 class Held:

@@ -21,11 +21,11 @@ AVERAGED_SHARE = 0.15
 def make_fabric(settings: TrainingConfig, device: torch.device) -> Any:
     """Lightning's Fabric: the same steps on a CPU, a GPU or several, in full or mixed precision."""
     lightning = extra("lightning_fabric", "training")
-    several = lightning.strategies.DDPStrategy(find_unused_parameters=True)  # a loss may leave some unused
     fabric = lightning.Fabric(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" and settings.devices == 1 else settings.devices,
-        strategy=several if settings.devices > 1 else "auto",
+        # a loss may leave parameters unused
+        strategy=lightning.strategies.DDPStrategy(find_unused_parameters=True) if settings.devices > 1 else "auto",
         precision=PRECISIONS[settings.precision],
     )
     fabric.launch()

@@ -43,7 +43,7 @@ def run_python(folder, *arguments, path=""):
 
 
 INSIDE = """
-    import multiprocessing, os, pickle, runpy, sys, warnings
+    import multiprocessing, os, pickle, sys, warnings
     import numpy as np
     warnings.simplefilter("ignore")
     import collaborative_experts as ce

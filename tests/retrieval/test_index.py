@@ -433,6 +433,24 @@ def test_codes_that_more_videos_join_are_few(threads, path, monkeypatch):
             assert (tail and len(tail)) == joined
 
 
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_the_newest_videos_are_replaced_or_deleted_between_searches(threads, path, monkeypatch):
+    """Nothing is left of the piece that the next ones would join."""
+    monkeypatch.setattr(embedded, "CHUNK", 16)
+    text, video = some()
+    with VideoIndex(path) as index:
+        for change in (
+            lambda: index.add(NAMES[:32], video[:32]),
+            lambda: index.add(NAMES[32:33], video[32:33]),
+            lambda: index.add(NAMES[32:33], video[33:34]),
+            lambda: index.delete(NAMES[32:33]),
+            lambda: index.add(NAMES[32:], video[32:]),
+        ):
+            change()
+            index.search(text, 5)
+        check_answers(index, text, video, NAMES, 60)
+
+
 def test_pieces_of_any_size(path, monkeypatch):
     """Chunks smaller than the additions, larger ones, and codes that are read at each search."""
     monkeypatch.setattr("collaborative_experts.retrieval.embedded.CHUNK", 16)

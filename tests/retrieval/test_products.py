@@ -108,6 +108,15 @@ def test_matrices_give_the_products_of_each_expert_whatever_holds_them(dims, kep
     assert all(matrix._multiply and not matrix._codes for matrix in settling)
 
 
+def test_nothing_is_kept_of_codes_that_are_multiplied_once(monkeypatch):
+    monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: float_product)  # which reads what it was given
+    values, codes = numbers(2, 30, 24, largest=False)
+    truth = values[:, :8].long() @ codes[:, :8].long().T
+    matrices = products.hold(codes.numpy(), [8, 16], {0: None, 1: None}, kept=False)
+    codes.zero_()
+    assert torch.equal(matrices[0]([values[:, :8].contiguous()])[0].long(), truth)
+
+
 def test_experts_that_are_not_multiplied_are_passed_over():
     values, codes = numbers(2, 30, 12, largest=False)
     having = everywhere([0, 2], 30)
