@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,7 +104,7 @@ def collection(path: Path, dims: list[int], size: int, patterns: int, bandwidth:
     video, text = random_videos(dims, size, patterns), random_texts(dims)
     joint = torch.from_numpy(video.joint())
     megabytes = joint.nbytes / 1e6
-    name = f"{size:,} x {sum(dims):,}, {said(patterns)}"
+    name = f"{size:,} x {sum(dims):,}, {occurrence(patterns)}"
     seconds, peak = added(path, video)
     result = {"add MB/s": megabytes / seconds, "add peak MB": peak / 1e6}
     print(f"{name}: added at {megabytes / seconds:.0f} MB of vectors/s, peak {peak / 1e6:.0f} MB beyond the caller's")
@@ -121,16 +122,17 @@ def collection(path: Path, dims: list[int], size: int, patterns: int, bandwidth:
     return result
 
 
-def said(patterns: int) -> str:
-    """The name of collections of so many patterns."""
+def occurrence(patterns: int) -> str:
+    """What is said of the experts in a collection of so many patterns."""
     return "every expert in each" if patterns == 1 else f"{patterns} patterns"
 
 
 def added(path: Path, video: VideoEmbeddings) -> tuple[float, int]:
     """Seconds to add all videos to a new index, the median of three, and the first one's peak of memory in bytes."""
     seconds, peaks = [], []
-    for again in range(3):
-        with VideoIndex(path.with_suffix(f".{again}.lance") if again else path) as index:
+    for _ in range(3):
+        shutil.rmtree(path, ignore_errors=True)
+        with VideoIndex(path) as index:
             _, taken, peak = watched(lambda index=index: index.add(range(len(video)), video))
         seconds.append(taken)
         peaks.append(peak)
