@@ -58,8 +58,8 @@ def check_choice(value: object, choices: Collection[object], where: str) -> None
 
 def video_id(value: object) -> str:
     """The id of a video as text. Integers count as their decimal digits. Raises TypeError for anything else."""
-    if type(value) is str:  # most are, and there may be a million
-        return value
+    if type(value) in (str, int):  # most are, and there may be a million
+        return str(value)
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | np.integer):

@@ -296,7 +296,10 @@ def _pick(array: Array, rows: int | slice | np.ndarray) -> Array:
 def _joint(embds: Mapping[str, Array], scale: Array) -> Array:
     blocks = [as_tensor(embd) for embd in embds.values()]
     scales = as_tensor(scale).to(blocks[0].dtype).split(1, dim=-1)
-    joint = torch.cat([block * factor for block, factor in zip(blocks, scales, strict=True)], dim=-1)
+    dims = [block.shape[-1] for block in blocks]
+    joint = blocks[0].new_empty(*blocks[0].shape[:-1], sum(dims))
+    for part, block, factor in zip(joint.split(dims, dim=-1), blocks, scales, strict=True):
+        torch.mul(block, factor, out=part)
     return joint.numpy() if isinstance(scale, np.ndarray) else joint
 
 

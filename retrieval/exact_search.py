@@ -37,6 +37,7 @@ from torch import Tensor
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
 from ..base.slices import slices
 from ..base.threads import in_order
+from .arrays import as_tensor
 from .products import hold
 
 STEPS = 127
@@ -99,16 +100,16 @@ def quantise(vectors: np.ndarray, dims: Sequence[int]) -> Codes:
     scale, residual, fine_residual = (np.empty((n, experts), dtype=np.float32) for _ in range(3))
     for rows in slices(n, QUANTISE_ROWS):
         for m, columns in enumerate(_blocks(dims)):
-            block = torch.from_numpy(vectors[rows, columns].copy())
+            block = as_tensor(vectors[rows, columns])
             step = block.abs().amax(1, keepdim=True).div_(STEPS)
             by = step.masked_fill(step == 0, 1)
             whole = (block / by).round_()
-            rest = block.sub_(whole * step)
+            rest = torch.addcmul(block, whole, step, value=-1)
             part = (rest * (FINE_STEPS / by)).round_().clamp_(-STEPS, STEPS)
             coarse[rows, columns], fine[rows, columns] = whole.to(torch.int8), part.to(torch.int8)
             scale[rows, m] = step[:, 0]
             residual[rows, m] = _at_least(torch.linalg.vector_norm(rest, dim=1), step[:, 0])
-            rest.sub_(part * (step / FINE_STEPS))
+            rest.addcmul_(part, step / FINE_STEPS, value=-1)
             fine_residual[rows, m] = _at_least(torch.linalg.vector_norm(rest, dim=1), step[:, 0])
     return Codes(coarse, fine, scale, residual, fine_residual)
 

@@ -17,7 +17,7 @@ import torch
 
 from ..base.checks import check_unique, video_id
 from ..base.dependencies import extra
-from .arrays import as_numpy
+from .arrays import as_numpy, as_tensor
 from .conditions import check_condition
 from .embedded import EmbeddedIndex
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
@@ -215,7 +215,11 @@ class VideoIndex:
         header = Header(_dims(video), video.model)
         if self._header():
             self._check_model(header)
-        videos = NewVideos(names, available, lambda rows: as_numpy(video[rows].joint()).astype(np.float32), extras)
+
+        def joint(rows: slice) -> np.ndarray:
+            return as_numpy(video[rows].joint()).astype(np.float32, copy=False)
+
+        videos = NewVideos(names, available, joint, extras)
         with extra("tqdm", "index").tqdm(total=len(names), unit=" videos", desc="index", leave=False) as progress:
             self._open.add(header, videos, progress)
 
@@ -493,7 +497,7 @@ def _check_rows(video: VideoEmbeddings, available: np.ndarray, names: Sequence[s
     if nothing.any():
         raise ValueError(f"add: video {names[int(nothing.argmax())]!r} has no expert at all, so nothing can find it")
     for m, (expert, embd) in enumerate(video.embds.items()):
-        lengths = torch.linalg.vector_norm(_tensor(embd), dim=1).numpy()
+        lengths = torch.linalg.vector_norm(as_tensor(as_numpy(embd)).float(), dim=1).numpy()
         bad = available[:, m] & ~((lengths > 0) & (lengths < np.inf))
         if bad.any():
             name = names[int(bad.argmax())]
@@ -506,7 +510,7 @@ def _check_extras(uris: Any, spans: Any, metadata: Any, size: int) -> Extras:
         if len(values) != size:
             raise ValueError(f"add: {name}: expected one for each of {size} videos, got {len(values)}")
     for row, uri in enumerate(uris):
-        if not isinstance(uri, str | Path | None):
+        if uri is not None and not isinstance(uri, (str, Path)):  # `str | Path` would be made anew for a million
             raise TypeError(f"add: uris, row {row}: expected text or None, got {uri!r}")
     seconds = np.full((size, 2), np.nan)
     for row, span in enumerate(spans):
