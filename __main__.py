@@ -10,6 +10,7 @@ verb's own help says.
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import os
 import sys
@@ -43,6 +44,7 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status. Raises SystemExit for a wrong usage, and after `--help`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    atexit.register(gc.freeze)  # Python's last searches for garbage, among all that PyTorch imported, take two seconds
     with _one_line_warnings(), _rare_collections():
         try:
             options = _parse(arguments)

@@ -52,6 +52,16 @@ def test_help_imports_no_verb():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_process_ends_without_a_search_for_garbage():
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(len(gc.get_objects())))\n"  # called last
+        "from collaborative_experts.__main__ import main\n"
+        "main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) < 100
+
+
 @pytest.mark.parametrize("arguments", [[], ["serach"], ["describe"], ["describe", "x", "--no-such-option"]])
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
