@@ -294,12 +294,11 @@ def _pick(array: Array, rows: int | slice | np.ndarray) -> Array:
 
 
 def _joint(embds: Mapping[str, Array], scale: Array) -> Array:
+    """Side by side, each times its scale; zeros where that is 0, even if NaN stands there."""
     blocks = [as_tensor(embd) for embd in embds.values()]
     scales = as_tensor(scale).to(blocks[0].dtype).split(1, dim=-1)
-    dims = [block.shape[-1] for block in blocks]
-    joint = blocks[0].new_empty(*blocks[0].shape[:-1], sum(dims))
-    for part, block, factor in zip(joint.split(dims, dim=-1), blocks, scales, strict=True):
-        torch.mul(block, factor, out=part)
+    scaled = [(block * factor).masked_fill_(factor == 0, 0) for block, factor in zip(blocks, scales, strict=True)]
+    joint = torch.cat(scaled, dim=-1)
     return joint.numpy() if isinstance(scale, np.ndarray) else joint
 
 

@@ -271,8 +271,7 @@ class VideoIndex:
             text = TextEmbeddings({n: x[None] for n, x in text.embds.items()}, text.weights[None], model=text.model)
         self._check_query(k, Header(_dims(text), text.model), where)
         weights, embeddings = _tensor(text.weights), [_tensor(x) for x in text.embds.values()]
-        if not all(bool(x.isfinite().all()) for x in (weights, *embeddings)):
-            raise ValueError("search: expected finite embeddings and weights, got NaN or Inf")
+        _check_finite("search", [weights, *embeddings])
         names = None if ids is None else _check_ids(ids)
         return self._search(weights, embeddings, k, names, where, single, exact=exact)
 
@@ -293,10 +292,13 @@ class VideoIndex:
             single = np.ndim(videos.available) == 1
             batch = _batch_of_one(videos) if single else videos
             self._check_query(k, Header(_dims(batch), batch.model), where)
-            weights = _equal_weights(_tensor(batch.available))
-            return self._search(
-                weights, [_tensor(x) for x in batch.embds.values()], k, None, where, single, corrected=False
-            )
+            available = _tensor(batch.available)
+            there = available.bool().unbind(1)
+            embeddings = [
+                _tensor(x).masked_fill_(~has[:, None], 0) for x, has in zip(batch.embds.values(), there, strict=True)
+            ]
+            _check_finite("search_like", embeddings)
+            return self._search(_equal_weights(available), embeddings, k, None, where, single, corrected=False)
         self._check_query(k, None, where)
         single = isinstance(videos, str | int | np.integer)
         names = _check_ids([videos] if isinstance(videos, str) else videos)
@@ -502,6 +504,11 @@ def _check_rows(video: VideoEmbeddings, available: np.ndarray, names: Sequence[s
         if bad.any():
             name = names[int(bad.argmax())]
             raise ValueError(f"add: video {name!r}, expert {expert!r}: expected a finite embedding that is not zero")
+
+
+def _check_finite(where: str, arrays: Sequence[torch.Tensor]) -> None:
+    if not all(bool(x.isfinite().all()) for x in arrays):
+        raise ValueError(f"{where}: expected finite embeddings and weights, got NaN or Inf")
 
 
 def _check_extras(uris: Any, spans: Any, metadata: Any, size: int) -> Extras:

@@ -183,10 +183,10 @@ def with_fitted_weights(
         TypeError, ValueError: embeddings that cannot be compared.
     """
     check_pair("with_fitted_weights", text, video)
+    available = as_tensor(video.available)
     products = torch.stack(
         [as_tensor(text.embds[name]).float() @ as_tensor(video.embds[name]).float().T for name in text.experts], dim=2
-    )
-    available = as_tensor(video.available).float()
+    ).masked_fill(~available, 0)
     wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64))
     logits = torch.zeros(len(text.experts), requires_grad=True)
     temperature = torch.tensor(np.log(1 / products.std().clamp_min(LEAST_SPREAD).item()), requires_grad=True)

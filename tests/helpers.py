@@ -219,6 +219,15 @@ def random_embeddings(texts, videos, experts=3, dim=5, missing=0.4, seed=0):
     )
 
 
+def some(texts=5, videos=60, experts=3, dim=6, missing=0.3, seed=0):
+    """Random embeddings of which every video has some expert. NaN stands for those that it lacks."""
+    text, video = random_embeddings(texts, videos, experts, dim, missing, seed)
+    video.available[~video.available.any(1), 0] = True
+    for m, embd in enumerate(video.embds.values()):
+        embd[~video.available[:, m]] = np.nan
+    return text, video
+
+
 TRAINABLE = CEConfig.from_dict(
     {
         "experts": {"motion": 12, "sound": {"dim": 6, "clusters": 2, "max_tokens": 4}},

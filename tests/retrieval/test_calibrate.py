@@ -10,17 +10,10 @@ pytest.importorskip("lance")
 
 from collaborative_experts import QueryBank, VideoIndex, similarity
 from collaborative_experts.retrieval import embedded, store
-from helpers import check_best, random_embeddings
+from helpers import check_best, random_embeddings, some
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 METHODS = ({"method": "qb", "beta": 30.0}, {"method": "nnn", "k": 3}, {"method": "qb-dynamic"})
-
-
-def some(texts, seed=0):
-    """Embeddings of texts, and of 60 videos of which every one has some expert."""
-    text, video = random_embeddings(texts, 60, 3, 6, 0.3, seed)
-    video.available[~video.available.any(1), 0] = True
-    return text, video
 
 
 def corrected_scores(text, video, bank):

@@ -15,7 +15,7 @@ pytest.importorskip("milvus_lite")
 from collaborative_experts import ModelIdentity, VideoEmbeddings, VideoIndex, similarity
 from collaborative_experts.retrieval.convert import convert_index
 from collaborative_experts.retrieval.store import patterns
-from helpers import random_embeddings
+from helpers import some
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 MODEL = ModelIdentity("a" * 8, "b" * 8)
@@ -42,8 +42,7 @@ client.insert("videos", [{"id": str(i), "pattern": str(p), "vector": v} for i, p
 
 @pytest.fixture
 def embeddings():
-    text, video = random_embeddings(5, 60, 3, 6, 0.3, 0)
-    video.available[~video.available.any(1), 0] = True
+    text, video = some()
     return type(text)(text.embds, text.weights, model=MODEL), VideoEmbeddings(video.embds, video.available, model=MODEL)
 
 

@@ -257,6 +257,13 @@ def test_dimensions_of_experts_may_differ():
     assert video.joint().shape == (1, 5)
 
 
+@pytest.mark.parametrize("as_type", [np.array, torch.tensor])
+def test_joint_vectors_are_zero_where_an_expert_is_missing(as_type):
+    """Whatever stands there."""
+    video = VideoEmbeddings({"a": as_type([[np.nan], [2.0]]), "b": as_type([[3.0], [np.inf]])}, [[0, 1], [1, 0]])
+    assert video.joint().tolist() == [[0, 3], [2, 0]]
+
+
 def test_prints_shapes_and_not_numbers():
     text, video = random_embeddings(6, 4, experts=2, missing=0)
     assert repr(video) == "<VideoEmbeddings: 4 videos, e0 (5), e1 (5), NumPy float32, 100% available>"

@@ -22,17 +22,10 @@ from collaborative_experts import (
 )
 from collaborative_experts.retrieval import embedded, store
 from collaborative_experts.retrieval import index as module
-from helpers import SMALL, check_answers, random_embeddings, random_inputs, write_lance
+from helpers import SMALL, check_answers, random_inputs, some, write_lance
 from warm_process import Process
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
-
-
-def some(texts=5, videos=60, experts=3, dim=6, missing=0.3, seed=0):
-    """Random embeddings of which every video has some expert."""
-    text, video = random_embeddings(texts, videos, experts, dim, missing, seed)
-    video.available[~video.available.any(1), 0] = True
-    return text, video
 
 
 @pytest.fixture
@@ -93,10 +86,9 @@ def test_equal_scores_are_ordered_by_id(path):
 
 def test_more_equal_scores_than_are_asked_for_at_first(path):
     """The same video 300 times, in two patterns, and a few better ones: the first by id, wherever they lie."""
-    text, video = some(texts=2, videos=300, experts=2)
+    text, video = some(texts=2, videos=300, experts=2, missing=0)
     for x in video.embds.values():
         x[:] = x[:1]
-    video.available[:] = True
     video.available[::3, 1] = False
     for name, x in video.embds.items():
         x[50:53] = text.embds[name][0]
@@ -110,10 +102,9 @@ def test_more_equal_scores_than_are_asked_for_at_first(path):
 
 def test_texts_of_tiny_weights(path):
     """A pattern's weight divides its scores: however small it is, the order is that of comparing with all."""
-    text, video = some(experts=2)
+    text, video = some(experts=2, missing=0)
     text.weights[:, 0], text.weights[:, 1] = 1 - 1e-9, 1e-9
     video.available[::2, 0] = False
-    video.available[::2, 1] = True
     with VideoIndex(path) as index:
         index.add(NAMES, video)
         check_answers(index, text, video, NAMES, 10)
@@ -412,7 +403,7 @@ def test_a_chunk_has_more_videos_where_experts_are_missing(threads, path, monkey
     """But at most twice as many, for the first ones may not be as the others."""
     monkeypatch.setattr(embedded, "CHUNK_BYTES", 10 * 18)
     monkeypatch.setattr(embedded, "LEAST_CHUNK", 1)
-    text, video = some()
+    text, video = some(missing=0)
     video.available[:] = np.arange(3) < experts_there
     with VideoIndex(path) as index:
         index.add(NAMES, video)

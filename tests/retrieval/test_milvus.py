@@ -9,15 +9,9 @@ pytest.importorskip("milvus_lite")
 from collaborative_experts import ModelIdentity, QueryBank, VideoEmbeddings, VideoIndex, similarity
 from collaborative_experts.retrieval import index as index_module
 from collaborative_experts.retrieval import milvus
-from helpers import check_answers, check_best, random_embeddings
+from helpers import check_answers, check_best, some
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
-
-
-def some(texts=5, videos=60, experts=3, seed=0):
-    text, video = random_embeddings(texts, videos, experts, 6, 0.3, seed)
-    video.available[~video.available.any(1), 0] = True
-    return text, video
 
 
 @pytest.fixture
@@ -49,10 +43,9 @@ def test_as_brute_force(empty):
 
 
 def test_many_equal_scores(empty):
-    text, video = some(2, 300, 2)
+    text, video = some(2, 300, 2, missing=0)
     for x in video.embds.values():
         x[:] = x[:1]
-    video.available[:] = True
     video.available[::3, 1] = False
     names = np.array([f"video {i:03}" for i in range(300)])
     order = np.random.default_rng(0).permutation(300)

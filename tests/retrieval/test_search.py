@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("lance")
 
 from collaborative_experts import SearchResult, VideoEmbeddings, VideoIndex, similarity
-from helpers import random_embeddings
+from helpers import random_embeddings, some
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
 URIS = [None if i % 7 == 0 else f"films/{i % 3}.mp4" for i in range(60)]
@@ -17,12 +17,6 @@ SPANS = [None if i % 5 == 0 else (i / 2, i / 2 + 3.25) for i in range(60)]
 METADATA = [
     None if i % 6 == 0 else {"camera": "left" if i % 2 else "right", "take": i, "quote": "it's"} for i in range(60)
 ]
-
-
-def some(texts=5, videos=60, seed=0):
-    text, video = random_embeddings(texts, videos, 3, 6, 0.3, seed)
-    video.available[~video.available.any(1), 0] = True
-    return text, video
 
 
 @pytest.fixture
@@ -174,6 +168,9 @@ def test_similar_to_what_is_not_there(filled):
     index, _, _ = filled
     with pytest.raises(ValueError, match="holds no video 'video 999'"):
         index.search_like(["video 001", "video 999"])
+    nan = VideoEmbeddings({name: np.full((1, 6), np.nan) for name in index.experts}, [[1, 0, 0]])
+    with pytest.raises(ValueError, match="search_like: expected finite embeddings and weights, got NaN or Inf"):
+        index.search_like(nan)
 
 
 class Sentences:

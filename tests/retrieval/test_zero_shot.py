@@ -138,6 +138,9 @@ def test_weights_are_fitted_to_the_expert_that_tells_videos_apart():
     assert fitted.experts["wide"].weight > 0.9
     assert sum(x.weight for x in fitted.experts.values()) == pytest.approx(1, abs=1e-4)
     assert fitted.identity != zero_shot.identity
+    video.embds["narrow"][7] = np.nan  # which it lacks
+    again = with_fitted_weights(zero_shot, zero_shot.embed_texts(sentences), video, targets)
+    assert again.identity == fitted.identity
     before, after = (
         (similarity(x.embed_texts(sentences), x.embed_videos(vectors)).argmax(1) == targets).mean()
         for x in (zero_shot, fitted)
