@@ -291,14 +291,12 @@ class VideoIndex:
         if isinstance(videos, VideoEmbeddings):
             single = np.ndim(videos.available) == 1
             batch = _batch_of_one(videos) if single else videos
-            self._check_query(k, Header(_dims(batch), batch.model), where)
-            available = _tensor(batch.available)
-            there = available.bool().unbind(1)
-            embeddings = [
-                _tensor(x).masked_fill_(~has[:, None], 0) for x, has in zip(batch.embds.values(), there, strict=True)
-            ]
+            header = Header(_dims(batch), batch.model)
+            self._check_query(k, header, where)
+            weights = _equal_weights(_tensor(batch.available))
+            embeddings = _tensor(batch.joint()).split(list(header.dims.values()), dim=1)  # zero where missing
             _check_finite("search_like", embeddings)
-            return self._search(_equal_weights(available), embeddings, k, None, where, single, corrected=False)
+            return self._search(weights, embeddings, k, None, where, single, corrected=False)
         self._check_query(k, None, where)
         single = isinstance(videos, str | int | np.integer)
         names = _check_ids([videos] if isinstance(videos, str) else videos)
