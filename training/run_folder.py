@@ -135,7 +135,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _draw(history: list[dict[str, float]], path: Path) -> None:
     """Draw the loss and the recalls over the epochs."""
-    figure = extra("matplotlib.figure", "training").Figure(figsize=(7, 4), layout="constrained")
+    figure = extra("matplotlib.figure", "training").Figure(figsize=(7, 4))
     loss_axes = figure.subplots()
     epochs = [row["epoch"] for row in history]
     loss_axes.plot(epochs, [row["loss"] for row in history], color="black", label="training loss")
