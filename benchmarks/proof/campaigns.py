@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lance  # noqa: F401, imported once for all processes, which use it
 import numpy as np
 import torch
 from operations import ALL, Operation
@@ -54,6 +54,8 @@ def main(summary: str, unit: str, default: int, findings: Sequence[str], interru
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--operations", nargs="+", choices=ALL, default=list(ALL))
     options = parser.parse_args()
+    for module in {module for name in options.operations for module in ALL[name].modules}:
+        importlib.import_module(module)
     counts, examples = _campaign(options.count, options.seed, options.operations, interrupt)
     for name, found in counts.items():
         print(f"{name:10} {', '.join(f'{what} {count:,}' for what, count in found.items())}")

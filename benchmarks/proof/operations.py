@@ -71,9 +71,10 @@ class Operation:
     Attributes:
         name: a word for the tables.
         opens_files: True where Python opens the files, and not Lance.
+        modules: what the work imports, and its processes should not each import anew.
     """
 
-    name, opens_files = "", True
+    name, opens_files, modules = "", True, ()
 
     def prepare(self, given: Path) -> None:
         """Make what the work needs, in a folder of its own."""
@@ -148,7 +149,7 @@ class Index(Operation):
     """Videos are added, replaced and deleted, the index is optimised and calibrated, in a fixed order of which every
     other piece is of the kind that is named."""
 
-    opens_files = False
+    opens_files, modules = False, ("lance",)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -263,7 +264,7 @@ class Level:
 class Extract(Operation):
     """Media files to a dataset of features, committed every few clips. It says the number of rows."""
 
-    name = "extract"
+    name, modules = "extract", ("av", "lance")
 
     def prepare(self, given: Path) -> None:
         (given / "media").mkdir()
@@ -302,7 +303,7 @@ class Extract(Operation):
 class Embed(Operation):
     """Features to an index, in shards. It says the numbers of the shards that are in the journal."""
 
-    name = "embed"
+    name, modules = "embed", ("lance",)
     videos, shard = 96, 8
 
     def prepare(self, given: Path) -> None:
@@ -354,6 +355,7 @@ class Train(Operation):
     """A search for the number of steps, then two members on all videos. It says the states that were written."""
 
     name = "train"
+    modules = ("lightning_fabric", "matplotlib.figure", "torch._dynamo", "torch.utils.tensorboard")
 
     def prepare(self, given: Path) -> None:
         self.work(given, given, 0, lambda number: None)
@@ -444,7 +446,7 @@ class Save(Operation):
 class Fetch(Operation):
     """A model from a server on this machine that sends it slowly, fetched again and again. It says each fetch."""
 
-    name, pieces = "fetch", 4
+    name, modules, pieces = "fetch", ("pooch",), 4
 
     def prepare(self, given: Path) -> None:
         packed = io.BytesIO()

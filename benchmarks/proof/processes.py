@@ -5,7 +5,6 @@ The process that forks must not have used Lance, whose threads a child lacks.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import select
@@ -17,9 +16,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 Say = Callable[[int], None]
-
-for _name in ("lance", "lightning_fabric", "matplotlib.figure", "pooch", "torch._dynamo", "torch.utils.tensorboard"):
-    importlib.import_module(_name)  # once, for all processes that use it
 
 LONGEST_S = 120
 """A process that says nothing for so long is stuck."""
