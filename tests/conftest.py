@@ -93,16 +93,18 @@ def small_op(small_weights):
     return CollaborativeExperts(SMALL, small_weights, device="cpu")
 
 
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
     """The name of a Jupyter kernel that runs this very interpreter, whatever kernels the user has."""
-    for variable in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    spec = tmp_path / "JUPYTER_PATH" / "kernels" / "of-this-test" / "kernel.json"
+    folder = tmp_path_factory.mktemp("jupyter")
+    spec = folder / "JUPYTER_PATH" / "kernels" / "of-this-test" / "kernel.json"
     spec.parent.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec.write_text(json.dumps({"argv": command, "display_name": "test", "language": "python"}))
-    return "of-this-test"
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+            patch.setenv(variable, str(folder / variable))
+        yield "of-this-test"
 
 
 @pytest.fixture(scope="session")

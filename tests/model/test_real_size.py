@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from towhee.models.collaborative_experts import create_model
 
 from collaborative_experts import MSRVTT, CollaborativeExperts, similarity
-from collaborative_experts.model.cenet import initial_state
 from helpers import availability, cosines, largest_difference, random_inputs, run_cenet
 
 HALF = {"bfloat16": 0.9995, "int8": 0.999}
@@ -28,14 +28,14 @@ def saved(op, tmp_path_factory):
     path.unlink()  # 0.7 GB
 
 
-def test_equals_cenet(op, monkeypatch):
+def test_equals_cenet(op, saved, monkeypatch):
     """With CENet's own constructor and the operator's initial weights, for which it need not draw any."""
     with monkeypatch.context() as patch:
         for name in ("uniform_", "kaiming_uniform_"):
             patch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
         reference = create_model(device="cpu").eval()
     assert sum(p.numel() for p in reference.parameters()) == 183_448_607
-    reference.load_state_dict(initial_state(MSRVTT), assign=True)
+    reference.load_state_dict(load_file(saved), assign=True)
     experts, _, text = random_inputs(MSRVTT, 4)
     ind = availability("some", 4, MSRVTT.expert_names)
     theirs = run_cenet(reference.double(), experts, ind, text)

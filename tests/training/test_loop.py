@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 import warnings
 from copy import deepcopy
@@ -28,7 +27,7 @@ from collaborative_experts.training.objective import Objective, drop_experts
 from collaborative_experts.training.settings import combine
 from collaborative_experts.training.validation import evaluate_model
 from helpers import QUICK, TRAINABLE, captioned, untrained
-from warm_process import Process
+from warm_process import Process, run_script
 
 
 def losses(result):
@@ -145,7 +144,8 @@ def test_overfits_32_videos(tmp_path, loss, epochs, form):
     assert op.pretrained
 
 
-def test_40_percent_missing_and_what_is_left_in_the_folder(tmp_path):
+def test_40_percent_missing_and_what_is_left_in_the_folder(tmp_path, monkeypatch, draw_curve):
+    monkeypatch.setattr(run_folder, "_draw", draw_curve)
     data, validation = captioned(64, missing=0.4), captioned(24, missing=0.4, seed=1)
     for ind in data.features.ind.values():
         ind[5] = 0  # one without anything
@@ -166,6 +166,12 @@ def test_40_percent_missing_and_what_is_left_in_the_folder(tmp_path):
     assert notes["data"]["videos_with"] == {name: int(x.sum()) for name, x in data.features.ind.items()}
     assert notes["metrics"]["epoch"] == result.best_epoch
     assert set(notes["versions"]) == {"torch", "towhee", "towhee.models", "numpy", "python"}
+
+
+@pytest.mark.parametrize("history", [[], [{"epoch": 1, "loss": 2.0}]])
+def test_a_curve_without_figures(tmp_path, draw_curve, history):
+    draw_curve(history, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_trained_is_an_operator_that_takes_raw_features(tmp_path):
@@ -513,9 +519,9 @@ sys.stdout.write("R@10 {{}} {{}} {{}}\\n".format(*figures))  # at once: the othe
 def test_two_processes_share_a_batch(root, tmp_path):
     script = tmp_path / "devices.py"
     script.write_text(DEVICES.format(tests=str(root / "tests"), folder=str(tmp_path / "run")))
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    figures = [line for line in done.stdout.splitlines() if line.startswith("R@10")]
+    process = run_script(script)
+    assert process.wait(300) == 0, process.stderr.read()
+    figures = [line for line in process.stdout.read().splitlines() if line.startswith("R@10")]
     assert len(figures) == 2  # one of each process, with the same weights
     assert figures[0] == figures[1]
     assert float(figures[0].split()[1]) > 90
