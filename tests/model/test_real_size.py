@@ -29,7 +29,7 @@ def saved(op, tmp_path_factory):
 
 
 def test_equals_cenet(op, saved, monkeypatch):
-    """With CENet's own constructor and the operator's initial weights, for which it need not draw any."""
+    """With CENet's own constructor, which need not draw weights as the operator's saved ones replace them."""
     with monkeypatch.context() as patch:
         for name in ("uniform_", "kaiming_uniform_"):
             patch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
