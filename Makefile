@@ -4,7 +4,7 @@
 # make search-demo  the same, then a page on which to search in it; prints its address
 # make install link this folder into your Towhee cache, where ops.video_text_embedding.collaborative_experts() finds it
 # make lint    ruff, and mypy on base/, features/ and retrieval/
-# make bench   all benchmarks, and a page of them with plots in benchmarks/pages/ (an hour; on a quiet machine)
+# make bench   all benchmarks, and a page of them with plots in benchmarks/pages/ (40 minutes to an hour; on a quiet machine)
 # make image   take img.png anew (needs chromium)
 
 PYTHON ?= python3
