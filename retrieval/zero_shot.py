@@ -189,7 +189,8 @@ def with_fitted_weights(
     ).masked_fill(~available, 0)
     wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64))
     logits = torch.zeros(len(text.experts), requires_grad=True)
-    temperature = torch.tensor(np.log(1 / products.std().clamp_min(LEAST_SPREAD).item()), requires_grad=True)
+    spread = products.std(correction=0).clamp_min(LEAST_SPREAD).item()
+    temperature = torch.tensor(np.log(1 / spread), requires_grad=True)
     optimiser = torch.optim.Adam([logits, temperature], lr=FIT_RATE)
     for _ in range(FIT_STEPS):
         used = logits.softmax(0) * available

@@ -146,3 +146,12 @@ def test_weights_are_fitted_to_the_expert_that_tells_videos_apart():
         for x in (zero_shot, fitted)
     )
     assert after > before
+
+
+def test_the_weight_of_one_expert_is_one_whatever_the_captions():
+    experts = {"only": ZeroShotExpert("labels", "sentences", {"class": "a:A"})}
+    bank, vectors = {"sentences": rows(0, 50)}, {"only": rows(2, 1)}
+    zero_shot = prepare_zero_shot(experts, ENCODER, bank, vectors)
+    text = zero_shot.embed_texts({"sentences": rows(3, 1)})
+    fitted = with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), [0])
+    assert fitted.experts["only"].weight == 1
