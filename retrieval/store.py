@@ -143,6 +143,10 @@ _LANCE_FAILURES = (
 """Beginnings of Lance's ValueErrors that are of the files and not of the caller."""
 
 
+_ON_A_ROW = "Error applying filter expression to batch: "
+"""What Lance says where a condition that it understands fails on a row, such as on a word that is to be a number."""
+
+
 class VideoStore:
     """A Lance dataset of joint vectors.
 
@@ -296,7 +300,8 @@ class VideoStore:
         try:
             table = dataset.scanner(with_row_address=True, **settings).to_table()
         except ValueError as error:
-            if where is None or str(error).startswith(_LANCE_FAILURES):
+            is_of_files = str(error).startswith(_LANCE_FAILURES) and _ON_A_ROW not in str(error)
+            if where is None or is_of_files:
                 raise
             raise ValueError(f"where: {_of_condition(error)}") from None
         return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
@@ -655,6 +660,7 @@ def _among(ids: Sequence[str]) -> str:
 def _of_condition(error: ValueError) -> str:
     """What Lance says against a condition, which it repeats as a whole, or names columns that no caller knows."""
     reason = lance_reason(error).removeprefix("Invalid user input: ").partition(". Valid fields")[0]
-    for begin in ("Schema error: ", "sql parser error: "):
-        reason = reason.rpartition(begin)[2]
+    for begin, ours in (("Schema error: ", ""), ("sql parser error: ", ""), (_ON_A_ROW, "fails on a video: ")):
+        if begin in reason:
+            reason = ours + reason.rpartition(begin)[2]
     return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."

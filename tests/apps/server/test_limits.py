@@ -32,6 +32,7 @@ BAD = [
     ({"sentences": ["a"], "where": "nonsense ="}, "where: "),
     ({"sentences": ["a"], "where": "nothing = 3"}, "where: "),
     ({"sentences": ["a"], "where": "x" * 2001}, "where: "),
+    ({"sentences": ["a"], "where": "json_get_bool(metadata, 'year')"}, "where: fails on a video: "),
     ({"sentences": ["a"], "where": "(" * 900 + "1=1" + ")" * 900}, "where: "),
     ({"sentences": ["a"], "where": "NOT " * 490 + "true"}, "where: "),
     ({"sentences": ["a"], "expert_weights": {"face": 1}}, "expected some of motion, audio, ocr, got 'face'"),
