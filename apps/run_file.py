@@ -149,7 +149,7 @@ class Run:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such run file")
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected TOML: {error}") from None
         for change in changes:

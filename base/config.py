@@ -218,7 +218,7 @@ class CEConfig:
         if not path.is_file():
             raise FileNotFoundError(f"config: there is no file {path}")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"config: {path} is not JSON: {error}") from None
         return cls.from_dict(content)

@@ -255,8 +255,8 @@ def _open_npy(path: Path, expert: str) -> Iterator[Source]:
 def _ids_beside(path: Path) -> tuple[str, ...]:
     text, binary = path.with_suffix(".ids.txt"), path.with_suffix(".ids.npy")
     if text.is_file():
-        with reading(text):
-            return tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
+        with reading(text), text.open(encoding="utf-8-sig") as lines:
+            return tuple(line.strip() for line in lines if line.strip())
     if binary.is_file():
         with reading(binary):
             return _column_of_ids(binary, np.load(binary, allow_pickle=False))
@@ -284,7 +284,7 @@ def _open_folder(path: Path, expert: str) -> Iterator[Source]:
         raise FeatureFileError(
             f"{path}: expected a folder of ID.npy, one file a video, got {unread[0].name if unread else 'no file'}"
         )
-    yield _ByVideo(path, tuple(file.stem for file in files), tuple(files), _NpyFiles())
+    yield _ByVideo(path, _to_ids(file.stem for file in files), tuple(files), _NpyFiles())
 
 
 # --- HDF5 -------------------------------------------------------------------------------------------------

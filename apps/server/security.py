@@ -66,7 +66,7 @@ def read_token(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--token-file: there is no file {path}")
-    token = path.read_text(encoding="utf-8", errors="replace").strip()
+    token = path.read_text(encoding="utf-8-sig", errors="replace").strip()
     if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},{LONGEST_TOKEN}}}", token):
         raise ValueError(
             f"{path}: expected a token of {SHORTEST_TOKEN} to {LONGEST_TOKEN:,} visible ASCII characters, in one line"

@@ -475,6 +475,12 @@ def test_a_batch_larger_than_the_training_set_is_lowered(folder):
         assert train_run(path).best_epoch == 1
 
 
+def test_a_run_file_with_a_byte_order_mark(folder):
+    plain = run.Run.read(folder / "run.toml")
+    (folder / "run.toml").write_text(RUN, encoding="utf-8-sig")
+    assert run.Run.read(folder / "run.toml") == plain
+
+
 def test_no_run_file(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "run.toml")]) == 1
     assert "there is no such run file" in capsys.readouterr().err

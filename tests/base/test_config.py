@@ -98,6 +98,11 @@ def test_round_trip_through_json(experts, use_ce, switches, layers, shared_dim):
     assert CEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MSRVTT.to_dict()), encoding="utf-8-sig")
+    assert CEConfig.from_json(tmp_path / "config.json") == MSRVTT
+
+
 def short(**changes):
     return {"experts": {"a": 3, "b": 4}, **changes}
 

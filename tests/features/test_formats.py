@@ -212,6 +212,13 @@ def test_csv_as_spreadsheets_write_it(tmp_path, monkeypatch):
     assert same_features(features.experts["motion"][[0, 3]], np.float32([[1, 0.5], [-1e-3, 4]]))
 
 
+def test_ids_as_a_text_editor_writes_them(tmp_path):
+    """A byte order mark, line ends of Windows, an empty line, and a sign that ends a line for some."""
+    np.save(tmp_path / "motion.npy", FIXED[:3])
+    (tmp_path / "motion.ids.txt").write_text("\ufeffa b\r\nc\u2028d\r\n\r\ne", encoding="utf-8", newline="")
+    assert read_features({"motion": tmp_path / "motion.npy"}).ids == ("a b", "c\u2028d", "e")
+
+
 def test_pickled_table(tmp_path):
     (tmp_path / "motion.pkl").write_bytes(pickle.dumps({"video_id": list(IDS), "motion": FIXED}))
     features = read_features({"motion": tmp_path / "motion.pkl"})

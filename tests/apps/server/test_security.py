@@ -190,5 +190,6 @@ def test_what_is_no_token(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="16 to 1,000 visible ASCII characters"):
             read_token(path)
-    path.write_text(f"{TOKEN}\n")
-    assert read_token(path) == TOKEN
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_text(f"{TOKEN}\n", encoding=encoding)
+        assert read_token(path) == TOKEN

@@ -17,12 +17,14 @@ pytest.importorskip("cv2")
 
 from collaborative_experts import config_for, iter_features, read_features
 from collaborative_experts.apps.extract import EXIT_PROBLEMS, add_arguments, extract, parse_settings, run_command
+from collaborative_experts.base.files import local_path
 from collaborative_experts.features.extract import run
 from collaborative_experts.features.extract.clips import Clips
 from collaborative_experts.features.extract.dataset import open_dataset
 from collaborative_experts.features.extract.expert import Extracted, make_extractors
 from collaborative_experts.features.extract.media import View
 from collaborative_experts.features.extract.run import extract_features, find_media
+from collaborative_experts.features.extract.still import make_still
 
 
 class Level:
@@ -209,6 +211,29 @@ class TestDamage:
         assert [(x.file, x.reason) for x in report.problems] == [("b.mkv", "IndexError: deep inside")]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_names_that_are_not_unicode(tmp_path, workers):
+    """Files of another system's: `é` in Latin-1, which stands for itself in the name as Python reads it."""
+    media, to = tmp_path / "media", tmp_path / "features.lance"
+    media.mkdir()
+    try:
+        for name, level in (("caf\udce9.mkv", 50), ("th\udce9.mkv", 100)):
+            write_media(tmp_path / "a.mkv", flat_frames([level] * 20), codec="ffv1")
+            (tmp_path / "a.mkv").rename(media / name)
+    except OSError:
+        pytest.skip("this file system takes Unicode alone")
+    (media / "n\udce9ant.mkv").write_bytes(b"nothing")
+    report = go(media, to, Level(), workers=workers)
+    assert (report.files, report.clips) == (2, 2)
+    found = {row["id"]: row for row in rows(to)}
+    assert {name: row["level"][0] for name, row in found.items()} == {"caf\\xe9.mkv": 50, "th\\xe9.mkv": 100}
+    assert local_path(found["caf\\xe9.mkv"]["uri"]) == media / "caf\udce9.mkv"
+    assert make_still(local_path(found["caf\\xe9.mkv"]["uri"]))
+    (problem,) = problems(tmp_path / "features.errors.csv")
+    assert problem["file"] == "n\\xe9ant.mkv"
+    assert go(media, to, Level(), workers=workers).skipped == 2
+
+
 class TestExperts:
     def test_an_expert_that_fails_on_a_clip_misses_it_alone(self, media, tmp_path):
         to = tmp_path / "features.lance"
@@ -234,6 +259,10 @@ class TestExperts:
             (np.array(["a", "b"]), r"of numbers, got \(2,\) of <U1"),
             (np.array([np.nan, 0]), "finite numbers up to 65504"),
             (np.array([1e6, 0]), r"up to 65504 \(float16\)"),
+            (Extracted(np.zeros(2), text="\ud83d"), r"text and labels in Unicode, got '\\ud83d'"),
+            (Extracted(np.zeros(2), text=7), "text and labels in Unicode, got 7"),
+            (Extracted(np.zeros(2), labels=("a", None), scores=(0.5, 0.5)), "text and labels in Unicode, got None"),
+            (Extracted(np.zeros(2), labels=("a",)), "a score for each of 1 labels, got 0"),
         ],
     )
     def test_outputs_of_another_form(self, media, tmp_path, output, message):
