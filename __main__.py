@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status. Raises SystemExit for a wrong usage, and after `--help`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     atexit.register(gc.freeze)  # Python's last searches for garbage, among all that PyTorch imported, take two seconds
-    with _one_line_warnings(), _rare_collections():
+    with _one_line_warnings(), _rare_collections(), _printable():
         try:
             options = _parse(arguments)
             status: int = options.run_command(options)
@@ -118,6 +118,21 @@ def _one_line_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = usual
+
+
+@contextmanager
+def _printable() -> Iterator[None]:
+    """What the terminal or the file has no letters for is printed escaped, and is no error."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # a notebook's has none
+    if reconfigure is None:
+        yield
+        return
+    usual = sys.stdout.errors
+    reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        reconfigure(errors=usual)
 
 
 if __name__ == "__main__":

@@ -56,15 +56,31 @@ def check_choice(value: object, choices: Collection[object], where: str) -> None
         raise ValueError(f"{where}: expected one of {', '.join(map(repr, choices))}, got {shown}")
 
 
+def is_unicode(text: str) -> bool:
+    """False for text with halves of characters, as a file name that is no UTF-8 and a text that was cut may have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def video_id(value: object) -> str:
-    """The id of a video as text. Integers count as their decimal digits. Raises TypeError for anything else."""
-    if type(value) in (str, int):  # most are, and there may be a million
-        return str(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | np.integer):
-        raise TypeError(f"ids: expected text or integers, got {value!r}")
-    return str(value)
+    """The id of a video as text. Integers count as their decimal digits, bytes as UTF-8.
+
+    Raises:
+        TypeError, ValueError: anything else, or text that is not Unicode.
+    """
+    if type(value) not in (str, int):  # most are, and there may be a million
+        value = value.as_py() if hasattr(value, "as_py") else value  # Arrow's
+        if isinstance(value, bool | np.bool_) or not isinstance(value, str | bytes | int | np.integer):
+            raise TypeError(f"ids: expected text or integers, got {value!r}")
+        if isinstance(value, bytes):
+            value = value.decode(errors="surrogateescape")
+    name = str(value)
+    if not is_unicode(name):
+        raise ValueError(f"ids: expected text in Unicode, got {name!r}")
+    return name
 
 
 def check_unique(ids: Sequence[str], where: str) -> None:

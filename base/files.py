@@ -30,7 +30,10 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with naming(path, *failures):
+            temporary.touch()
+            mode = temporary.stat().st_mode  # of the user's new files; safetensors makes its files private
             yield temporary
+            temporary.chmod(mode)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -70,7 +73,7 @@ def named_path(uri: str | None) -> Path | None:
     if not uri:
         return None
     if uri.startswith("file://"):
-        uri = "/" + unquote(uri.removeprefix("file://").partition("/")[2])
+        uri = "/" + unquote(uri.removeprefix("file://").partition("/")[2], errors="surrogateescape")
     elif "://" in uri:
         return None
     return None if "\0" in uri else Path(uri)
@@ -86,7 +89,11 @@ def write_errors(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    # Names of files may be no UTF-8.
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)

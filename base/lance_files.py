@@ -77,4 +77,4 @@ def _checksum(file: Path) -> bytes:
 
 def lance_reason(error: BaseException) -> str:
     """The first line of Lance's message, without the place in its own sources."""
-    return str(error).partition(", /")[0].splitlines()[0]
+    return str(error).partition(", /")[0].partition("\n")[0]

@@ -201,11 +201,8 @@ def write_weights(
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights are written as .safetensors, got the suffix {path.suffix!r}")
     with replacing(path, SafetensorError) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # of the user's new files; save_file makes its file private
         metadata = {CONFIG_KEY: json.dumps(config.to_dict()), NOTES_KEY: json.dumps(dict(notes or {}))}
         save_file(_unshared(weights), temporary, metadata)
-        temporary.chmod(mode)
     return path
 
 

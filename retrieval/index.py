@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 
-from ..base.checks import check_unique, video_id
+from ..base.checks import check_unique, is_unicode, video_id
 from ..base.dependencies import extra
 from .arrays import as_numpy, as_tensor
 from .conditions import check_condition
@@ -35,6 +35,8 @@ MOST_RESULTS = 16_000
 
 TEXTS = 64
 """Texts that share a pass over the videos."""
+
+_LONG_NUMBER = re.compile(r"\d{19}")
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -203,7 +205,7 @@ class VideoIndex:
         if np.ndim(video.available) == 1:
             video = _batch_of_one(video)
             uris, spans, metadata = _single(uris, str), _single_span(spans), _single(metadata, Mapping)
-            ids = [ids] if isinstance(ids, str | int | np.integer) else ids
+            ids = _listed(ids)
         names = _check_ids(ids)
         if len(names) != len(video):
             raise ValueError(f"add: expected an id for each of {len(video)} videos, got {len(names)}")
@@ -225,7 +227,7 @@ class VideoIndex:
 
     def delete(self, ids: Sequence[str | int] | str | int) -> None:
         """Forget videos; ids that are not there are passed over. Raises as `add` for ids."""
-        names = _check_ids([ids] if isinstance(ids, str) else ids)
+        names = _check_ids(_listed(ids))
         if self._header() and names:
             self._open.delete(names)
 
@@ -298,8 +300,8 @@ class VideoIndex:
             _check_finite("search_like", embeddings)
             return self._search(weights, embeddings, k, None, where, single, corrected=False)
         self._check_query(k, None, where)
-        single = isinstance(videos, str | int | np.integer)
-        names = _check_ids([videos] if isinstance(videos, str) else videos)
+        single = isinstance(videos, SingleId)
+        names = _check_ids(_listed(videos))
         stored = self._read(names)
         missing = [name for name in names if name not in stored.ids]
         if missing:
@@ -316,7 +318,7 @@ class VideoIndex:
         Raises:
             TypeError, ValueError: as `add` for ids, or an empty index.
         """
-        return self._read(_check_ids([ids] if isinstance(ids, str) else ids))
+        return self._read(_check_ids(_listed(ids)))
 
     def _read(self, names: Sequence[str]) -> StoredVideos:
         header, found = self._stated("read"), self._open.read(names)
@@ -481,10 +483,18 @@ def _check_memory(memory: int | str | None) -> int | None:
 # --- checks -----------------------------------------------------------------------------------------------
 
 
+SingleId = str | bytes | int | np.integer
+
+
+def _listed(ids: Any) -> Any:
+    """A single id in a list; a list as it is."""
+    return [ids] if isinstance(ids, SingleId) else ids
+
+
 def _check_ids(ids: Sequence[str | int] | str | int) -> list[str]:
-    if isinstance(ids, str):
-        raise TypeError(f"ids: expected a list of ids, got the text {ids!r}")
-    names = [video_id(video) for video in ([ids] if isinstance(ids, int | np.integer) else ids)]
+    if isinstance(ids, SingleId):
+        raise TypeError(f"ids: expected a list of ids, got the single {ids!r}")
+    names = [video_id(video) for video in ids]
     for name in names:
         if not 1 <= (size := len(name.encode())) <= LONGEST_ID:
             raise ValueError(f"ids: expected 1 to {LONGEST_ID} bytes of UTF-8, got {size} ({name[:40]!r})")
@@ -510,13 +520,16 @@ def _check_finite(where: str, arrays: Sequence[torch.Tensor]) -> None:
 
 
 def _check_extras(uris: Any, spans: Any, metadata: Any, size: int) -> Extras:
-    uris, spans, metadata = ([None] * size if x is None else list(x) for x in (uris, spans, metadata))
+    spans = np.asarray(spans) if hasattr(spans, "__array__") else spans  # the rows of a table of pandas
+    uris, spans, metadata = ([None] * size if x is None else _column(x) for x in (uris, spans, metadata))
     for name, values in (("uris", uris), ("spans", spans), ("metadata", metadata)):
         if len(values) != size:
             raise ValueError(f"add: {name}: expected one for each of {size} videos, got {len(values)}")
     for row, uri in enumerate(uris):
         if uri is not None and not isinstance(uri, (str, Path)):  # `str | Path` would be made anew for a million
             raise TypeError(f"add: uris, row {row}: expected text or None, got {uri!r}")
+        if uri is not None and not is_unicode(str(uri)):
+            raise ValueError(f"add: uris, row {row}: expected Unicode, as Path.as_uri() gives it, got {str(uri)!r}")
     seconds = np.full((size, 2), np.nan)
     for row, span in enumerate(spans):
         if span is not None:
@@ -524,6 +537,11 @@ def _check_extras(uris: Any, spans: Any, metadata: Any, size: int) -> Extras:
     for row, content in enumerate(metadata):
         _check_metadata(content, row)
     return Extras(np.array([None if x is None else str(x) for x in uris], object), seconds, _objects(metadata))
+
+
+def _column(values: Any) -> list[Any]:
+    """The values with None where pandas has NaN."""
+    return [None if isinstance(x, float) and x != x else x for x in values]
 
 
 def _check_span(span: Any, row: int) -> tuple[float, float]:
@@ -542,9 +560,18 @@ def _check_metadata(content: Any, row: int) -> None:
     if not isinstance(content, Mapping):
         raise TypeError(f"add: metadata, row {row}: expected a dict or None, got {type(content).__name__}")
     try:
-        json.dumps(content, allow_nan=False)
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        if _LONG_NUMBER.search(text):
+            json.loads(text, parse_int=_check_integer)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"add: metadata, row {row}: expected what JSON can hold: {error}") from None
+
+
+def _check_integer(digits: str) -> None:
+    """Raise ValueError for an integer that a store would round."""
+    if not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"{digits[:40]} has more than 64 bits; write it as text")
 
 
 def _batch_of_one(video: VideoEmbeddings) -> VideoEmbeddings:

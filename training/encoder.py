@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..base.checks import check_keys, check_mapping
+from ..base.checks import check_keys, check_mapping, is_unicode
 from ..base.dependencies import extra
 from ..base.model_hub import load_model
 from .bert import Bert, is_plain_bert
@@ -75,9 +75,13 @@ class SentenceEncoder:
 
         Raises:
             TypeError: a single sentence that is not in a list.
+            ValueError: a sentence with half of a character.
         """
         if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
             raise TypeError(f"encoder: expected a list of sentences, such as ['a dog runs'], got {sentences!r}")
+        for sentence in sentences:
+            if not is_unicode(sentence):
+                raise ValueError(f"encoder: expected sentences in Unicode, got {sentence!r}")
         return self._network.encode(sentences)
 
     def embed(self, sentences: Sequence[str]) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ...base.checks import is_unicode
 from ...base.dependencies import extra
 
 SAMPLE_RATE = 16_000
@@ -238,8 +239,9 @@ def open_container(path: Path, stack: ExitStack) -> Any:
         raise FileNotFoundError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
         raise MediaError("the file is empty")
-    # FFmpeg reads a pattern into the name of an image, so images are handed over open.
-    source = stack.enter_context(path.open("rb")) if path.suffix.lower() in IMAGE_SUFFIXES else str(path.absolute())
+    # FFmpeg reads a pattern into the name of an image, and names in UTF-8 alone; such files are handed over open.
+    is_named = path.suffix.lower() not in IMAGE_SUFFIXES and is_unicode(str(path.absolute()))
+    source = str(path.absolute()) if is_named else stack.enter_context(path.open("rb"))
     # Titles are not read. Up to PyAV 18 one that is no UTF-8 would be an error; 19 has no such setting, nor the error.
     titles = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...base.checks import check_choice, check_size
+from ...base.checks import check_choice, check_size, is_unicode
 from ...base.dependencies import extra
 from ...base.files import errors_path, write_errors
 from .clips import Clip, Clips, MediaFile, read_clips
@@ -108,7 +108,7 @@ def find_media(source: Path) -> list[MediaFile]:
         ValueError: there is no media file in the folder.
     """
     if source.is_file():
-        return [MediaFile(source, source.name, str(source.absolute()))]
+        return [_media_file(source, source.name)]
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: there is no such file or folder of media")
     paths = [
@@ -120,7 +120,13 @@ def find_media(source: Path) -> list[MediaFile]:
     ]
     if not paths:
         raise ValueError(f"{source}: expected media files ({' '.join(sorted(MEDIA_SUFFIXES))}), found none")
-    return [MediaFile(path, path.relative_to(source).as_posix(), str(path.absolute())) for path in paths]
+    return [_media_file(path, path.relative_to(source).as_posix()) for path in paths]
+
+
+def _media_file(path: Path, name: str) -> MediaFile:
+    """Bytes of names that are no UTF-8, which no dataset holds, are escaped: `\\xe9` in the name, `%E9` in the uri."""
+    uri = str(path.absolute()) if is_unicode(str(path.absolute())) else path.absolute().as_uri()
+    return MediaFile(path, name.encode(errors="surrogateescape").decode(errors="backslashreplace"), uri)
 
 
 def extract_features(
@@ -278,7 +284,17 @@ class _Run:
         largest = np.finfo(self._dtype).max
         if not (np.abs(x) <= largest).all():
             raise ValueError(f"expected finite numbers up to {largest:g} ({self._dtype}), got others")
+        _check_words(extracted)
         return Extracted(x, extracted.text, extracted.labels, extracted.scores) if len(x) else None
+
+
+def _check_words(extracted: Extracted) -> None:
+    """Raise ValueError for words that a dataset cannot hold."""
+    for word in (extracted.text or "", *extracted.labels):
+        if not isinstance(word, str) or not is_unicode(word):
+            raise ValueError(f"expected text and labels in Unicode, got {word!r}")
+    if len(extracted.labels) != len(extracted.scores):
+        raise ValueError(f"expected a score for each of {len(extracted.labels)} labels, got {len(extracted.scores)}")
 
 
 # --- decoding ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -106,6 +107,19 @@ def test_ctrl_c_is_status_130(verb, capsys):
     verb(interrupt)
     assert main(["try"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_what_the_output_has_no_letters_for_is_escaped():
+    code = (
+        "from types import SimpleNamespace\n"
+        "from collaborative_experts import __main__ as commands\n"
+        "tell = lambda options: print('caf\\xe9 \\udce9')\n"
+        "commands.import_module = lambda *_: SimpleNamespace(add_arguments=id, run_command=tell)\n"
+        "commands.main(['embed'])"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == ("caf\\xe9 \\udce9\n", "")
 
 
 def test_a_reader_that_has_seen_enough():

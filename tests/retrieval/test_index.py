@@ -230,6 +230,9 @@ BAD = {
     "too few ids": (ABC[:2], len, ValueError, "expected an id for each of 3 videos, got 2"),
     "an id twice": (["a", "b", "a"], len, ValueError, "ids: expected each video once, got 'a' twice"),
     "an id of a wrong type": (["a", "b", 1.5], len, TypeError, "ids: expected text or integers, got 1.5"),
+    "an id that is not Unicode": (["a", "b", "\ud83d"], len, ValueError, r"expected text in Unicode, got '\\ud83d'"),
+    "an id of bytes that are not": (["a", "b", b"\xe9"], len, ValueError, r"expected text in Unicode, got '\\udce9'"),
+    "the bytes of one id": (b"abc", len, TypeError, r"ids: expected a list of ids, got the single b'abc'"),
     "an empty id": (["a", "b", ""], len, ValueError, "ids: expected 1 to 512 bytes of UTF-8, got 0"),
     "a long id": (["a", "b", "ü" * 300], len, ValueError, "ids: expected 1 to 512 bytes of UTF-8, got 600"),
 }

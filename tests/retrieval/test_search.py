@@ -94,6 +94,12 @@ HOSTILE = {
     "a long unknown column": ("x" * 90_000, ValueError, "No field named xxx"),
     "a number": ("start_s + 1", ValueError, "does not return a boolean"),
     "a text": ("id", ValueError, "does not return a boolean"),
+    "a word as a number": (
+        "json_get_int(metadata, 'camera') = 1",
+        ValueError,
+        "fails on a video: .* convert to integer",
+    ),
+    "nothing to divide by": ("1 / (length(id) - 9) = 1", ValueError, "fails on a video: .*Divide by zero"),
     "bytes": (b"id = 'a'", TypeError, "expected a condition as text"),
 }
 
@@ -206,6 +212,17 @@ def test_a_single_video_is_added_as_it_is(tmp_path, ids):
         assert len(index) == 2
 
 
+def test_columns_of_tables(tmp_path):
+    arrow, pandas = pytest.importorskip("pyarrow"), pytest.importorskip("pandas")
+    _, video = some()
+    frame = pandas.DataFrame({"start": [0.0, np.nan], "end": [1.5, np.nan]})
+    with VideoIndex(tmp_path / "videos.lance") as index:
+        index.add(arrow.array(["a", "b"]), video[:2], uris=pandas.Series(["a.mp4", None]), spans=frame)
+        found = index.read(arrow.chunked_array([["b"], ["a"]]))
+    assert found.ids == ["b", "a"]
+    np.testing.assert_array_equal(found.spans, [[np.nan, np.nan], [0, 1.5]])
+
+
 EXTRAS = [
     ({"uris": ["a"]}, ValueError, "uris: expected one for each of 60 videos, got 1"),
     ({"uris": [3] * 60}, TypeError, "uris, row 0: expected text or None"),
@@ -216,6 +233,10 @@ EXTRAS = [
     ({"metadata": ["text"] * 60}, TypeError, "metadata, row 0: expected a dict"),
     ({"metadata": [{"a": {1, 2}}] * 60}, ValueError, "what JSON can hold"),
     ({"metadata": [{"a": float("nan")}] * 60}, ValueError, "what JSON can hold"),
+    ({"metadata": [{"a": "\ud83d"}] * 60}, ValueError, "metadata, row 0: expected what JSON can hold: .*surrogates"),
+    ({"metadata": [None, {"a": [2**64]}] * 30}, ValueError, "row 1: .* 18446744073709551616 has more than 64 bits"),
+    ({"metadata": [{"a": -(2**63) - 1}] * 60}, ValueError, "more than 64 bits; write it as text"),
+    ({"uris": ["caf\udce9.mp4"] * 60}, ValueError, r"uris, row 0: expected Unicode, as Path.as_uri\(\) gives it, got"),
 ]
 
 

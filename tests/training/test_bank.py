@@ -83,3 +83,8 @@ def test_a_bank_is_the_same_when_written_again(trained, tmp_path):
     bank = read_bank(trained[2])
     write_bank(tmp_path / "again.safetensors", bank)
     assert (tmp_path / "again.safetensors").read_bytes() == trained[2].read_bytes()
+
+
+def test_others_may_read_the_bank_as_they_may_the_weights(trained):
+    bank = trained[2]
+    assert bank.stat().st_mode == bank.with_name("best.safetensors").stat().st_mode

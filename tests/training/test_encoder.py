@@ -139,3 +139,8 @@ def test_a_folder_that_a_file_names_runs_no_code(tmp_path):
 def test_sentences_come_in_a_list(sentences):
     with pytest.raises(TypeError, match=r"expected a list of sentences, such as \['a dog runs'\], got"):
         SentenceEncoder()(sentences)
+
+
+def test_half_of_a_character_is_refused():
+    with pytest.raises(ValueError, match=r"encoder: expected sentences in Unicode, got 'a dog \\ud83d'"):
+        SentenceEncoder()(["a cat", "a dog \ud83d"])
