@@ -144,10 +144,17 @@ def timed(
 ) -> dict[str, float]:
     queries = torch.from_numpy(text.joint())
     ours, plain = medians(lambda: index.search(text, K), lambda: (queries @ joint.T).topk(K), repeats=15)
+    (repeated,) = medians(lambda: index.search(text, K), repeats=15)  # whose codes no product drives out of the caches
     limit = joint.nbytes / 4 / bandwidth
     print(f"{name}: {ours * 1e3:.1f} ms, plain product {plain * 1e3:.1f} ms, {ours / plain:.2f}x; "
-          f"{limit / ours:.0%} of limit", flush=True)  # fmt: skip
-    return {"ms": ours * 1e3, "plain ms": plain * 1e3, "ratio": ours / plain, "of limit": limit / ours}
+          f"{limit / ours:.0%} of limit; one search after the other {repeated * 1e3:.1f} ms", flush=True)  # fmt: skip
+    return {
+        "ms": ours * 1e3,
+        "plain ms": plain * 1e3,
+        "ratio": ours / plain,
+        "of limit": limit / ours,
+        "repeated ms": repeated * 1e3,
+    }
 
 
 def check(index: VideoIndex, text: TextEmbeddings, video: VideoEmbeddings) -> None:
