@@ -370,7 +370,11 @@ class VideoIndex:
 
         Returns:
             Files, rows and bytes before and after; prints as a line.
+
+        Raises:
+            ValueError: nothing was added yet, or `approximate` on a Milvus server.
         """
+        self._stated("optimise")
         return self._open.optimise(approximate)
 
     def to_arrow(self) -> Any:

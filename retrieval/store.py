@@ -161,8 +161,8 @@ class VideoStore:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
         self._local = "://" not in uri
+        self.uri = str(Path(uri).absolute()) if self._local else uri  # the same wherever the process goes
         self._lance = import_lance("index")
         if self._local and not Path(uri).parent.is_dir():
             raise FileNotFoundError(f"{uri}: there is no folder {Path(uri).parent}")

@@ -167,6 +167,18 @@ def test_delete_and_restrict(filled):
     assert index.search(text, 5).ids.shape == (5, 0)
 
 
+def test_a_relative_path_stays_where_it_was_opened(tmp_path, monkeypatch):
+    text, video = some()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with VideoIndex("videos.lance") as index:
+        index.add(NAMES[:10], video[:10])
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        index.add(NAMES[10:], video[10:])
+        check_answers(index, text, video, NAMES, 5)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_close_reopen_ask_again(path):
     text, video = some()
     index = VideoIndex(path)
@@ -259,8 +271,10 @@ def test_what_is_not_searched(filled, path):
         index.add(NAMES[:5], text)
     with pytest.raises(ValueError, match=r"for these, open the index with operator=\.\.\."):
         index.search("a sentence")
-    with VideoIndex(path.with_name("empty.lance")) as empty, pytest.raises(ValueError, match="holds no videos yet"):
-        empty.search(text)
+    with VideoIndex(path.with_name("empty.lance")) as empty:
+        for ask in (lambda: empty.search(text), empty.optimise):
+            with pytest.raises(ValueError, match="holds no videos yet"):
+                ask()
     next(iter(text.embds.values()))[1, 2] = np.nan
     with pytest.raises(ValueError, match="search: expected finite embeddings and weights, got NaN or Inf"):
         index.search(text)
