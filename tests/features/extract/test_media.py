@@ -108,6 +108,27 @@ class TestPictures:
         assert levels(clip) == [77]
         assert clip.id == f"100%25 of it, %2503d{suffix}"
 
+    @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+    def test_a_photo_larger_than_what_is_probed_with_another_behind_it(self, tmp_path, mode):
+        """FFmpeg looks at 2 KB first. Phones put a second picture behind the photo."""
+        image = pytest.importorskip("PIL.Image")
+        for name, level in (("a.jpg", 200), ("b.jpg", 20)):
+            noise = np.random.default_rng(0).integers(level - 20, level + 20, (96, 128, 3), dtype=np.uint8)
+            image.fromarray(noise).convert(mode).save(tmp_path / name)
+        [alone] = clips_of(tmp_path / "a.jpg")
+        with (tmp_path / "a.jpg").open("ab") as file:
+            file.write((tmp_path / "b.jpg").read_bytes())
+        [clip] = clips_of(tmp_path / "a.jpg")
+        assert levels(clip) == levels(alone) == [pytest.approx(200, abs=2)]
+        assert clip.end_s == 0
+
+    def test_an_animated_png(self, tmp_path):
+        image = pytest.importorskip("PIL.Image")
+        first, *others = (image.fromarray(x) for x in flat_frames([10, 20, 30]))
+        first.save(tmp_path / "a.png", save_all=True, append_images=others, duration=500)
+        [clip] = clips_of(tmp_path / "a.png")
+        assert levels(clip) == [10, 20, 30]
+
     def test_names_that_ffmpeg_takes_for_protocols(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         write_media(tmp_path / "a.mp4", flat_frames([50] * 10)).rename("http:b.mp4")
