@@ -336,10 +336,10 @@ class Sound:
     """The sound of a file as a buffer that moves on: mono int16, 16,000 samples a second."""
 
     def __init__(self, container: Any, start_s: float, notes: list[str]) -> None:
-        av = extra("av", "extract-offline")
         self._notes = notes
         self._container, self.stream = container, container.streams.audio[0]
-        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+        self._resampler: Any = None
+        self._form: tuple[object, ...] = ()
         self._start_s = start_s
         self._frames: Iterator[Any] | None = None
         self._buffer, self._first = bytearray(), 0
@@ -379,11 +379,21 @@ class Sound:
         frame = next(self._frames, None)
         if frame is None:
             self._ended = True
-            self._append(self._resampler.resample(None))
+            self._end_resampling()
             return
+        form = (frame.format.name, frame.layout.name, frame.sample_rate, frame.time_base)
+        if form != self._form:  # the first frame, or another part of a broadcast or of joined files
+            self._end_resampling()
+            av = extra("av", "extract-offline")
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+            self._form = form
         if frame.time is not None:
             self._fill_gap(round((frame.time - self._start_s) * SAMPLE_RATE))
         self._append(self._resampler.resample(frame))
+
+    def _end_resampling(self) -> None:
+        if self._resampler is not None:
+            self._append(self._resampler.resample(None))
 
     def _fill_gap(self, position: int) -> None:
         """Silence up to this sample, where time stamps leave one."""

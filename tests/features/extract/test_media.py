@@ -189,6 +189,25 @@ class TestSound:
         loud = [bool(np.abs(x).max() > 1000) for x in np.split(clip.sound[:80_000], 5)]
         assert loud == [False, True, False, False, True]
 
+    def test_sound_of_another_rate_and_layout_from_the_middle_on(self, tmp_path):
+        """As in broadcasts, and in MP3 files that were joined byte by byte."""
+        path = tmp_path / "a.mp3"
+        for hz, rate, layout in ((400, 44_100, "stereo"), (700, 22_050, "mono")):
+            with av.open(str(tmp_path / "part.mp3"), "w") as container:
+                stream = container.add_stream("libmp3lame", rate=rate, layout=layout)
+                sound = np.repeat(tone(3, hz, rate), stream.codec_context.channels)[None]
+                frame = av.AudioFrame.from_ndarray(sound, format="s16", layout=layout)
+                frame.rate = rate
+                for part in av.AudioResampler(format=stream.format, frame_size=stream.frame_size).resample(frame):
+                    container.mux(stream.encode(part))
+                container.mux(stream.encode(None))
+            with path.open("ab") as file:
+                file.write((tmp_path / "part.mp3").read_bytes())
+        [clip] = clips_of(path)
+        assert len(clip.sound) == pytest.approx(6 * 16_000, rel=0.05)
+        peaks = [int(np.abs(np.fft.rfft(clip.sound[start : start + 16_000])).argmax()) for start in (16_000, 64_000)]
+        assert peaks == [400, 700]
+
     def test_a_picture_is_held_as_long_as_there_is_sound(self, tmp_path):
         path = write_media(tmp_path / "a.mkv", flat_frames([50]), sound=tone(5))
         assert [(clip.start_s, clip.end_s, levels(clip)) for clip in clips_of(path, 2.0)] == [
