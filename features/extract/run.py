@@ -115,7 +115,7 @@ def find_media(source: Path) -> list[MediaFile]:
         path
         for path in sorted(source.rglob("*"))
         if path.suffix.lower() in MEDIA_SUFFIXES
-        and path.is_file()
+        and (path.is_file() or (path.is_symlink() and not path.exists()))  # a link to nothing is listed as unread
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
     ]
     if not paths:

@@ -234,6 +234,15 @@ def test_names_that_are_not_unicode(tmp_path, workers):
     assert go(media, to, Level(), workers=workers).skipped == 2
 
 
+def test_a_link_to_nothing_is_listed(media, tmp_path):
+    """As those of git-annex and DVC where the content is elsewhere."""
+    (media / "elsewhere.mp4").symlink_to(tmp_path / "nothing.mp4")
+    (media / "folder.mp4").symlink_to(media / "below")
+    report = go(media, tmp_path / "features.lance")
+    assert report.files == 4
+    assert [(x.file, "no such file" in x.reason) for x in report.problems] == [("elsewhere.mp4", True)]
+
+
 class TestExperts:
     def test_an_expert_that_fails_on_a_clip_misses_it_alone(self, media, tmp_path):
         to = tmp_path / "features.lance"
