@@ -430,6 +430,15 @@ class TestCommand:
         assert run_command(self.arguments(str(media), *options)) == EXIT_PROBLEMS == 3
         assert "empty.mp4: the file is empty" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+    def test_a_device_that_is_not_there(self, media, tmp_path, device):
+        options = ["--to", str(tmp_path / "features.lance"), "--experts", "appearance", "--device", device]
+        with pytest.raises(
+            ValueError, match=f"device: expected one that PyTorch finds here, such as 'cpu', got '{device}'"
+        ):
+            run_command(self.arguments(str(media), *options))
+        assert not (tmp_path / "features.lance").exists()
+
     def test_settings(self):
         given = parse_settings(["speech.model=/a=b", "appearance.keep=frames", "my.pkg.Faces.size=3"])
         assert given == {
