@@ -1,6 +1,7 @@
 """Runs: folders to a dataset, through kills, damage and failing experts."""
 
 import csv
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -241,6 +242,22 @@ def test_a_link_to_nothing_is_listed(media, tmp_path):
     report = go(media, tmp_path / "features.lance")
     assert report.files == 4
     assert [(x.file, "no such file" in x.reason) for x in report.problems] == [("elsewhere.mp4", True)]
+
+
+def test_another_folder_with_a_file_of_the_same_name(media, tmp_path):
+    """As cameras name them. A folder that was copied or moved is the same."""
+    to = tmp_path / "features.lance"
+    go(media, to)
+    copied, other = tmp_path / "copied", tmp_path / "other"
+    shutil.copytree(media, copied)
+    assert go(copied, to).skipped == 4
+    other.mkdir()
+    write_media(other / "a.mp4", flat_frames([200] * 30))
+    with pytest.raises(ValueError, match=r"holds 'a\.mp4' of .*media/a\.mp4, another file than .*other/a\.mp4"):
+        go(other, to)
+    assert len(rows(to)) == 4
+    shutil.rmtree(media)
+    assert go(copied, to).skipped == 4
 
 
 class TestExperts:
