@@ -37,7 +37,8 @@ def read_captions(path: str | Path, split: str | Iterable[str] | None = None) ->
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a column is missing, an id or a caption is empty, or no row is of one of the splits.
+        ValueError: a column is missing, a comma or a quotation mark within a caption is not quoted, an id or a caption
+            is empty, or no row is of one of the splits.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,15 +76,25 @@ def _read_rows(path: Path, needs_split: bool) -> list[tuple[int, dict[str, str |
     needed = ("video_id", "caption", "split") if needs_split else ("video_id", "caption")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             columns = reader.fieldnames or ()
             if any(name not in columns for name in needed):
                 raise ValueError(
                     f"{path}: expected the columns {', '.join(needed)}; found {', '.join(columns) or 'none'}"
                 )
-            return list(enumerate(reader, start=2))
-    except (UnicodeDecodeError, csv.Error) as error:
+            records = list(enumerate(reader, start=2))
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a CSV file in UTF-8: {error}") from None
+    except csv.Error as error:
+        at = f"{path}, line {reader.line_num + 1}"  # the line that the record begins with
+        raise ValueError(f"{at}: expected quotes to be closed, and doubled in quoted fields: {error}") from None
+    for line, row in records:
+        if any(row.get(None) or ()):
+            raise ValueError(
+                f"{path}, record {line - 1}: expected {len(columns)} fields, and quotes around a caption with commas; "
+                f"got {list(row.values())}"
+            )
+    return records
 
 
 def keep_videos_with_features(features: Features, captions: Captions) -> tuple[Features, Captions, np.ndarray]:

@@ -126,7 +126,7 @@ class FeatureDataset:
     Attributes:
         making: how its features are made.
         ids: the clips that are in the dataset.
-        complete: the names of the files of which every clip is in it.
+        complete: the files of which every clip is in it, {name: uri}.
 
     Raises:
         OSError: it cannot be written, here or by a method.
@@ -137,7 +137,7 @@ class FeatureDataset:
         self._lance, self._arrow = import_lance(EXTRA), extra("pyarrow", EXTRA)
         self._schema = _schema(making)
         self.ids: set[str] = set()
-        self.complete: set[str] = set()
+        self.complete: dict[str, str] = {}
         if not path.exists() or is_uncommitted(path):
             with _reporting(path):
                 empty = self._schema.empty_table()
@@ -145,12 +145,10 @@ class FeatureDataset:
             return
         dataset = open_dataset(path)
         making.check_same(Making.from_schema(path, dataset.schema), path)
-        for batch in dataset.scanner(columns=["id", "ends_file"]).to_batches():
-            ids = batch["id"].to_pylist()
+        for batch in dataset.scanner(columns=["id", "uri", "ends_file"]).to_batches():
+            ids, uris, ends = (batch[name].to_pylist() for name in ("id", "uri", "ends_file"))
             self.ids.update(ids)
-            self.complete.update(
-                file_of(x) for x, ends in zip(ids, batch["ends_file"].to_pylist(), strict=True) if ends
-            )
+            self.complete.update((file_of(x), uri) for x, uri, is_end in zip(ids, uris, ends, strict=True) if is_end)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows in one commit."""

@@ -220,7 +220,15 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def best_device(device: str | None) -> str:
-    """The device that was asked for, else a GPU where there is one."""
+    """The device that was asked for, else a GPU where there is one. Raises ValueError for one that is not there."""
     import torch
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected one that PyTorch finds here, such as 'cpu', got {device!r}: {reason}"
+        ) from None
+    return device

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,h264,hevc,asf,flv,ogg,gif,"
-    "mp3,wav,w64,flac,aac,aiff,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe"
+    "mp3,wav,w64,flac,aac,aiff,apng,mjpeg,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe"
 )
 """FFmpeg's names of formats that are opened. Others refer to files and addresses of their own, or are text."""
 
@@ -151,8 +152,8 @@ class Media:
 
     @property
     def is_image(self) -> bool:
-        """True for a single picture without sound."""
-        return self._container.format.name.endswith("_pipe") or self._container.format.name == "image2"
+        """True for a single picture without sound. Photos of phones, MPO and Ultra HDR, have others behind it."""
+        return self._container.format.name.endswith("_pipe") or self._container.format.name == "mjpeg"
 
     def moments(self) -> Iterator[Moment]:
         """The pictures in the order of time, and beyond the last one its time in steps while there is sound.
@@ -185,6 +186,8 @@ class Media:
         for frame in _decode(self._container, self._stream, self.notes):
             time_s = clock.read(frame.time, duration)
             yield Picture(frame, time_s, aspect, sizes), time_s + duration
+            if self.is_image:
+                return
 
     def _check_end(self, last: Picture | None, end_s: float) -> None:
         if last is None and (self.sound is None or not self.sound.end_s):
@@ -239,9 +242,12 @@ def open_container(path: Path, stack: ExitStack) -> Any:
         raise FileNotFoundError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
         raise MediaError("the file is empty")
-    # FFmpeg reads a pattern into the name of an image, and names in UTF-8 alone; such files are handed over open.
-    is_named = path.suffix.lower() not in IMAGE_SUFFIXES and is_unicode(str(path.absolute()))
-    source = str(path.absolute()) if is_named else stack.enter_context(path.open("rb"))
+    # FFmpeg reads a pattern into the name of an image, and names in UTF-8 alone; such files are handed over open, and
+    # without the name, by which it would take any photo for the first of a pattern.
+    source: str | SimpleNamespace = str(path.absolute())
+    if path.suffix.lower() in IMAGE_SUFFIXES or not is_unicode(str(path.absolute())):
+        file = stack.enter_context(path.open("rb"))
+        source = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
     # Titles are not read. Up to PyAV 18 one that is no UTF-8 would be an error; 19 has no such setting, nor the error.
     titles = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
@@ -330,10 +336,10 @@ class Sound:
     """The sound of a file as a buffer that moves on: mono int16, 16,000 samples a second."""
 
     def __init__(self, container: Any, start_s: float, notes: list[str]) -> None:
-        av = extra("av", "extract-offline")
         self._notes = notes
         self._container, self.stream = container, container.streams.audio[0]
-        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+        self._resampler: Any = None
+        self._form: tuple[object, ...] = ()
         self._start_s = start_s
         self._frames: Iterator[Any] | None = None
         self._buffer, self._first = bytearray(), 0
@@ -373,11 +379,21 @@ class Sound:
         frame = next(self._frames, None)
         if frame is None:
             self._ended = True
-            self._append(self._resampler.resample(None))
+            self._end_resampling()
             return
+        form = (frame.format.name, frame.layout.name, frame.sample_rate, frame.time_base)
+        if form != self._form:  # the first frame, or another part of a broadcast or of joined files
+            self._end_resampling()
+            av = extra("av", "extract-offline")
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+            self._form = form
         if frame.time is not None:
             self._fill_gap(round((frame.time - self._start_s) * SAMPLE_RATE))
         self._append(self._resampler.resample(frame))
+
+    def _end_resampling(self) -> None:
+        if self._resampler is not None:
+            self._append(self._resampler.resample(None))
 
     def _fill_gap(self, position: int) -> None:
         """Silence up to this sample, where time stamps leave one."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...base.checks import check_choice, check_size, is_unicode
 from ...base.dependencies import extra
-from ...base.files import errors_path, write_errors
+from ...base.files import errors_path, local_path, write_errors
 from .clips import Clip, Clips, MediaFile, read_clips
 from .dataset import FeatureDataset, Making, Row, file_of, package_versions, writing
 from .expert import Extracted, Extractor, Output, describe
@@ -115,7 +115,7 @@ def find_media(source: Path) -> list[MediaFile]:
         path
         for path in sorted(source.rglob("*"))
         if path.suffix.lower() in MEDIA_SUFFIXES
-        and path.is_file()
+        and (path.is_file() or (path.is_symlink() and not path.exists()))  # a link to nothing is listed as unread
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
     ]
     if not paths:
@@ -150,7 +150,7 @@ def extract_features(
         read: reads the files into the dataset and notes in the report what it has done; None reads them here.
 
     Raises:
-        ValueError: the dataset holds features of another making.
+        ValueError: the dataset holds features of another making, or of other files of the same names.
         OSError: another run writes to the dataset, or it cannot be written.
         RuntimeError: an expert fails on every clip.
     """
@@ -160,6 +160,7 @@ def extract_features(
     making = Making(clips.to_dict(), dtype, {x.name: describe(x) for x in extractors}, package_versions())
     with writing(to):
         dataset = FeatureDataset(to, making)
+        _check_same_files(files, dataset)
         waiting = [file for file in files if file.name not in dataset.complete]
         report = Report(to, skipped=len(files) - len(waiting), problems=_read_problems(dataset))
 
@@ -176,6 +177,21 @@ def extract_features(
             write_problems(report)
         dataset.compact()
     return report
+
+
+def _check_same_files(files: Sequence[MediaFile], dataset: FeatureDataset) -> None:
+    """Raise ValueError for a file that bears the name of another one in the dataset, and would be passed over.
+
+    A folder may be moved or copied: a file that is gone or has the same size is taken for the same one.
+    """
+    for file in files:
+        uri = dataset.complete.get(file.name, file.uri)
+        other = local_path(uri) if uri != file.uri else None
+        if other is not None and file.path.is_file() and file.path.stat().st_size != other.stat().st_size:
+            raise ValueError(
+                f"{dataset.path}: holds {file.name!r} of {other}, another file than {file.path}; "
+                "extract a folder above both, or write to another dataset"
+            )
 
 
 def read_rows(

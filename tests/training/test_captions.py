@@ -50,6 +50,10 @@ def test_reads_all_or_a_split(file):
         (CSV, ["train", "tset"], "no caption is of split 'tset'; did you mean 'test'?"),
         ("video_id,caption\n1,a\n,b\n", None, "record 2: expected a video_id and a caption"),
         ("video_id,caption\n1,a\n2\n", None, "record 2: expected a video_id and a caption"),
+        ("video_id,caption\n1,a\n2,a dog, running\n", None, "record 2: expected 2 fields, and quotes around a caption"),
+        (CSV + "7,train,a dog, running\n", "test", "record 4: expected 3 fields, and quotes around a caption"),
+        (CSV + '7,train,"a dog\n8,train,a cat\n', "test", "line 5: expected quotes to be closed.* end of data"),
+        (CSV + '7,train,"a dog\n8,train,"a cat"\n', "test", "line 5: expected quotes to be closed.* expected after"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path, text, split, message):

@@ -108,6 +108,27 @@ class TestPictures:
         assert levels(clip) == [77]
         assert clip.id == f"100%25 of it, %2503d{suffix}"
 
+    @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+    def test_a_photo_larger_than_what_is_probed_with_another_behind_it(self, tmp_path, mode):
+        """FFmpeg looks at 2 KB first. Phones put a second picture behind the photo."""
+        image = pytest.importorskip("PIL.Image")
+        for name, level in (("a.jpg", 200), ("b.jpg", 20)):
+            noise = np.random.default_rng(0).integers(level - 20, level + 20, (96, 128, 3), dtype=np.uint8)
+            image.fromarray(noise).convert(mode).save(tmp_path / name)
+        [alone] = clips_of(tmp_path / "a.jpg")
+        with (tmp_path / "a.jpg").open("ab") as file:
+            file.write((tmp_path / "b.jpg").read_bytes())
+        [clip] = clips_of(tmp_path / "a.jpg")
+        assert levels(clip) == levels(alone) == [pytest.approx(200, abs=2)]
+        assert clip.end_s == 0
+
+    def test_an_animated_png(self, tmp_path):
+        image = pytest.importorskip("PIL.Image")
+        first, *others = (image.fromarray(x) for x in flat_frames([10, 20, 30]))
+        first.save(tmp_path / "a.png", save_all=True, append_images=others, duration=500)
+        [clip] = clips_of(tmp_path / "a.png")
+        assert levels(clip) == [10, 20, 30]
+
     def test_names_that_ffmpeg_takes_for_protocols(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         write_media(tmp_path / "a.mp4", flat_frames([50] * 10)).rename("http:b.mp4")
@@ -167,6 +188,25 @@ class TestSound:
         [clip] = clips_of(path)
         loud = [bool(np.abs(x).max() > 1000) for x in np.split(clip.sound[:80_000], 5)]
         assert loud == [False, True, False, False, True]
+
+    def test_sound_of_another_rate_and_layout_from_the_middle_on(self, tmp_path):
+        """As in broadcasts, and in MP3 files that were joined byte by byte."""
+        path = tmp_path / "a.mp3"
+        for hz, rate, layout in ((400, 44_100, "stereo"), (700, 22_050, "mono")):
+            with av.open(str(tmp_path / "part.mp3"), "w") as container:
+                stream = container.add_stream("libmp3lame", rate=rate, layout=layout)
+                sound = np.repeat(tone(3, hz, rate), stream.codec_context.channels)[None]
+                frame = av.AudioFrame.from_ndarray(sound, format="s16", layout=layout)
+                frame.rate = rate
+                for part in av.AudioResampler(format=stream.format, frame_size=stream.frame_size).resample(frame):
+                    container.mux(stream.encode(part))
+                container.mux(stream.encode(None))
+            with path.open("ab") as file:
+                file.write((tmp_path / "part.mp3").read_bytes())
+        [clip] = clips_of(path)
+        assert len(clip.sound) == pytest.approx(6 * 16_000, rel=0.05)
+        peaks = [int(np.abs(np.fft.rfft(clip.sound[start : start + 16_000])).argmax()) for start in (16_000, 64_000)]
+        assert peaks == [400, 700]
 
     def test_a_picture_is_held_as_long_as_there_is_sound(self, tmp_path):
         path = write_media(tmp_path / "a.mkv", flat_frames([50]), sound=tone(5))

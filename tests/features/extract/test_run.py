@@ -1,6 +1,7 @@
 """Runs: folders to a dataset, through kills, damage and failing experts."""
 
 import csv
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -234,6 +235,31 @@ def test_names_that_are_not_unicode(tmp_path, workers):
     assert go(media, to, Level(), workers=workers).skipped == 2
 
 
+def test_a_link_to_nothing_is_listed(media, tmp_path):
+    """As those of git-annex and DVC where the content is elsewhere."""
+    (media / "elsewhere.mp4").symlink_to(tmp_path / "nothing.mp4")
+    (media / "folder.mp4").symlink_to(media / "below")
+    report = go(media, tmp_path / "features.lance")
+    assert report.files == 4
+    assert [(x.file, "no such file" in x.reason) for x in report.problems] == [("elsewhere.mp4", True)]
+
+
+def test_another_folder_with_a_file_of_the_same_name(media, tmp_path):
+    """As cameras name them. A folder that was copied or moved is the same."""
+    to = tmp_path / "features.lance"
+    go(media, to)
+    copied, other = tmp_path / "copied", tmp_path / "other"
+    shutil.copytree(media, copied)
+    assert go(copied, to).skipped == 4
+    other.mkdir()
+    write_media(other / "a.mp4", flat_frames([200] * 30))
+    with pytest.raises(ValueError, match=r"holds 'a\.mp4' of .*media/a\.mp4, another file than .*other/a\.mp4"):
+        go(other, to)
+    assert len(rows(to)) == 4
+    shutil.rmtree(media)
+    assert go(copied, to).skipped == 4
+
+
 class TestExperts:
     def test_an_expert_that_fails_on_a_clip_misses_it_alone(self, media, tmp_path):
         to = tmp_path / "features.lance"
@@ -420,6 +446,15 @@ class TestCommand:
         (media / "empty.mp4").touch()
         assert run_command(self.arguments(str(media), *options)) == EXIT_PROBLEMS == 3
         assert "empty.mp4: the file is empty" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+    def test_a_device_that_is_not_there(self, media, tmp_path, device):
+        options = ["--to", str(tmp_path / "features.lance"), "--experts", "appearance", "--device", device]
+        with pytest.raises(
+            ValueError, match=f"device: expected one that PyTorch finds here, such as 'cpu', got '{device}'"
+        ):
+            run_command(self.arguments(str(media), *options))
+        assert not (tmp_path / "features.lance").exists()
 
     def test_settings(self):
         given = parse_settings(["speech.model=/a=b", "appearance.keep=frames", "my.pkg.Faces.size=3"])
