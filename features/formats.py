@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -452,9 +453,10 @@ def _check_columns(path: Path, columns: list[str]) -> str:
             f"{path}: expected one column of ids ({' or '.join(ID_NAMES)}), the others being the vector; "
             f"got {', '.join(columns[:4]) or 'no columns'}"
         )
-    if "" in columns:
+    nameless = [i for i, name in enumerate(columns, start=1) if not name or re.fullmatch(r"Unnamed: \d+", name)]
+    if nameless:  # the second is what pandas calls the first once it has read it
         raise FeatureFileError(
-            f"{path}: expected a name for every column, got none for column {columns.index('') + 1}; "
+            f"{path}: expected a name for every column, got {columns[nameless[0] - 1]!r} for column {nameless[0]}; "
             "pandas writes its row numbers so, unless to_csv is given index=False"
         )
     return id_names[0]

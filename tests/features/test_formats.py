@@ -323,7 +323,12 @@ REFUSED = {
     "csv with the row numbers of pandas": (
         "motion.csv",
         lambda p: save_text(p, ",video_id,x\n0,a,2\n"),
-        "name for every column, got none for column 1; pandas writes its row numbers so",
+        "name for every column, got '' for column 1; pandas writes its row numbers so",
+    ),
+    "csv with the row numbers that pandas has read again": (
+        "motion.csv",
+        lambda p: save_text(p, "video_id,Unnamed: 0,x\na,0,2\n"),
+        "name for every column, got 'Unnamed: 0' for column 2; pandas writes its row numbers so",
     ),
     "csv cut off within a line": ("motion.csv", lambda p: save_text(p, "video_id,x,y\na,1,2\nb,1"), "got 2"),
     "csv of text": (
