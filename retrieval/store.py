@@ -161,10 +161,10 @@ class VideoStore:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
         self._local = "://" not in uri
+        self.uri = str(Path(uri).absolute()) if self._local else uri  # also where the process changes its folder
         self._lance = import_lance("index")
-        if self._local and not Path(uri).parent.is_dir():
+        if self._local and not Path(self.uri).parent.is_dir():
             raise FileNotFoundError(f"{uri}: there is no folder {Path(uri).parent}")
         self._dataset: Any = None
         self.header: Header | None = None

@@ -277,6 +277,23 @@ def test_which_paths(tmp_path):
         VideoIndex(tmp_path / "videos.lance", "films")
 
 
+def test_an_index_stays_where_it_was_opened(tmp_path, monkeypatch):
+    """Whatever folder the process goes to, and whatever lies there under the same name, which may have a colon."""
+    text, video = some()
+    opened = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        opened.append(VideoIndex("at:10.lance"))
+        opened[-1].add([place], video[:1])
+    first, second = opened
+    first.add(NAMES, video)
+    first.delete("here")
+    first.optimise()
+    check_answers(first, text, video, NAMES, 60)
+    assert second.to_arrow()["id"].to_pylist() == ["there"]
+
+
 def test_a_first_write_that_did_not_end(path):
     """Such as on a full disk: the next one makes the index."""
     text, video = some()
