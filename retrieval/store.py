@@ -208,7 +208,7 @@ class VideoStore:
             noted = None if dataset is None else dataset.metadata.get(_WEIGHTS)
         if noted is None:
             return None
-        return (Path(self.uri).parent / noted).resolve() if self._local else Path(noted)
+        return (Path(self.uri).resolve().parent / noted).resolve() if self._local else Path(noted)
 
     def _open(self) -> Any:
         if self._local and not Path(self.uri).exists():
@@ -391,7 +391,7 @@ class VideoStore:
             with self._reporting(what):
                 yield
             return
-        path = Path(self.uri)
+        path = Path(self.uri).resolve()  # by any link, the lock is one
         lock = extra("filelock", "index").FileLock(path.with_name(f".{path.name}.lock"))
         with self._reporting(what), lock:
             yield

@@ -712,3 +712,9 @@ def test_weights_path(small_op, tmp_path):
     with VideoIndex(tmp_path / "videos.lance") as index:
         assert index.weights_path == (tmp_path / "w.safetensors").resolve()
         assert len(index) == 4
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "far" / "away" / "link.lance").symlink_to(tmp_path / "videos.lance")
+    with VideoIndex(tmp_path / "far" / "away" / "link.lance") as index:
+        assert index.weights_path == (tmp_path / "w.safetensors").resolve()
+        index.delete("a")
+    assert [x.name for x in tmp_path.rglob("*.lock")] == [".videos.lance.lock"]
