@@ -167,6 +167,7 @@ class VideoStore:
         if self._local and not Path(self.uri).parent.is_dir():
             raise FileNotFoundError(f"{uri}: there is no folder {Path(uri).parent}")
         self._dataset: Any = None
+        self._folder: tuple[int, ...] | None = None  # in which it was opened, as `_look_at_folder` tells it
         self.header: Header | None = None
         self._banks: dict[str, QueryBank] = {}
         self.refresh()
@@ -184,7 +185,8 @@ class VideoStore:
         """The newest version as a Lance dataset; None while nothing was added."""
         check_lance()
         with self._reporting("read"):
-            before = dataset = self._dataset
+            folder = self._look_at_folder()
+            before = dataset = self._dataset if folder == self._folder else None
             if before is None:
                 dataset = self._open()
                 if dataset is None and self.header is not None:
@@ -192,13 +194,21 @@ class VideoStore:
             elif before.latest_version != before.version:
                 dataset = self._lance.dataset(self.uri)
             if dataset is not before:
-                self.header = self._read_header(dataset)
+                self.header, self._folder = self._read_header(dataset), folder
                 if self._local:
                     check_lookups(Path(self.uri))
                     if before is None:
                         check_footers(Path(self.uri))
                 self._dataset = dataset
         return self._dataset
+
+    def _look_at_folder(self) -> tuple[int, ...] | None:
+        """What tells a folder from another that takes its place; None without one on this machine."""
+        try:
+            stat = Path(self.uri).stat() if self._local else None
+        except FileNotFoundError:
+            return None
+        return stat and (stat.st_dev, stat.st_ino, stat.st_ctime_ns)
 
     @property
     def weights_path(self) -> Path | None:
