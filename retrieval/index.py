@@ -370,11 +370,20 @@ class VideoIndex:
 
         Returns:
             Files, rows and bytes before and after; prints as a line.
+
+        Raises:
+            ValueError: nothing was added yet.
         """
+        self._stated("optimise")
         return self._open.optimise(approximate)
 
     def to_arrow(self) -> Any:
-        """All rows as an Arrow table: id, pattern, vector, uri, start_s, end_s, metadata."""
+        """All rows as an Arrow table: id, pattern, vector, uri, start_s, end_s, metadata.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        self._stated("to_arrow")
         return self._open.to_arrow()
 
     # --- inside -------------------------------------------------------------------------------------------

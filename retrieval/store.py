@@ -304,7 +304,8 @@ class VideoStore:
         """Partitions of the approximate index; None without one."""
         if not any(entry.name == _APPROXIMATE for entry in dataset.describe_indices()):
             return None
-        return int(dataset.stats.index_stats(_APPROXIMATE)["indices"][0]["num_partitions"])
+        stats = dataset.stats.index_stats(_APPROXIMATE)["indices"][0]
+        return int(stats.get("num_partitions", 0))  # not stated where no video was there
 
     def _row_addresses(self, dataset: Any, where: str | None, **settings: Any) -> np.ndarray:
         try:
@@ -381,10 +382,7 @@ class VideoStore:
     def to_arrow(self) -> Any:
         """All rows as a table, without the codes."""
         columns = ["id", "pattern", "vector", "uri", "start_s", "end_s", "metadata"]
-        dataset = self.refresh()
-        if dataset is None:
-            raise ValueError(f"{self.uri}: holds no videos yet")
-        return dataset.to_table(columns=columns)
+        return self.refresh().to_table(columns=columns)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
