@@ -51,6 +51,8 @@ def test_another_store_in_the_place_of_an_open_one(tmp_path, additions):
             with pytest.raises(OSError, match="cannot read"):
                 search(index, "a")
         make("b")
+        with pytest.raises(ValueError, match="embedded by another model"):
+            index.add(["c"], VideoEmbeddings({"m": np.eye(1, 4)}, np.ones((1, 1)), ModelIdentity("{}", "a")))
         assert search(index, "b") == [[f"b{part}" for part in range(additions)]]
         with pytest.raises(ValueError, match="embedded by another model"):
             search(index, "a")
