@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("store", metavar="VIDEOS.lance", help="what embed wrote")
     parser.add_argument("sentences", nargs="*", metavar="SENTENCE", help='such as "a dog runs on a beach"')
-    parser.add_argument("--like", metavar="ID", help="in place of sentences: videos like this one")
+    parser.add_argument("--like", metavar="ID", help='videos like this one; --like="-ID" where it begins with "-"')
     parser.add_argument("--weights", type=Path, help="default: the file that the index names")
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("-k", type=int, default=10, help="answers for each sentence; default: 10")

@@ -23,8 +23,11 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        IsADirectoryError: `path` is a folder.
         OSError: there is no room for the file.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected the name of a file, found a folder")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")

@@ -215,8 +215,9 @@ class VideoIndex:
         if not names:
             return
         header = Header(_dims(video), video.model)
-        if self._header():
-            self._check_model(header)
+        self._open.refresh()
+        if self._open.header is not None:
+            self._check_model(self._open.header, header)
 
         def joint(rows: slice) -> np.ndarray:
             return as_numpy(video[rows].joint()).astype(np.float32, copy=False)
@@ -355,10 +356,10 @@ class VideoIndex:
             TypeError, ValueError: as `QueryBank`; embeddings of another model; an empty index; "qb-dynamic" on a Milvus
                 server.
         """
-        self._stated("calibrate")
+        stored = self._stated("calibrate")
         bank = None if text is None else QueryBank(text, method, beta, alpha, k)
         if bank is not None:
-            self._check_model(Header(_dims(bank.text), bank.text.model))
+            self._check_model(stored, Header(_dims(bank.text), bank.text.model))
         self._open.calibrate(bank)
 
     def optimise(self, approximate: bool = False) -> StoreReport:
@@ -378,7 +379,12 @@ class VideoIndex:
         return self._open.optimise(approximate)
 
     def to_arrow(self) -> Any:
-        """All rows as an Arrow table: id, pattern, vector, uri, start_s, end_s, metadata."""
+        """All rows as an Arrow table: id, pattern, vector, uri, start_s, end_s, metadata.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        self._stated("to_arrow")
         return self._open.to_arrow()
 
     # --- inside -------------------------------------------------------------------------------------------
@@ -395,7 +401,9 @@ class VideoIndex:
         return self._open.header
 
     def _stated(self, what: str) -> Header:
-        header = self._header()
+        """The newest header: another store may have taken the place of the one whose header is known."""
+        self._open.refresh()
+        header = self._open.header
         if header is None:
             raise ValueError(f"{what}: {self.uri} holds no videos yet; add some first")
         return header
@@ -415,13 +423,11 @@ class VideoIndex:
             raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
         if where is not None:
             check_condition(where, self.takes_sql)
-        self._open.refresh()  # another store may have taken the place of the one whose header is known
-        self._stated("search")
+        stored = self._stated("search")
         if header is not None:
-            self._check_model(header)
+            self._check_model(stored, header)
 
-    def _check_model(self, header: Header) -> None:
-        stored = self._stated("add")
+    def _check_model(self, stored: Header, header: Header) -> None:
         if list(header.dims.items()) != list(stored.dims.items()):
             raise ValueError(f"{self.uri}: expected embeddings of the experts {stored.dims}, got {header.dims}")
         if header.model != stored.model:

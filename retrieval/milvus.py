@@ -107,9 +107,12 @@ class MilvusIndex:
 
     def refresh(self) -> None:
         with reporting(self.uri, "load"):
-            if self.header is None and self._client.has_collection(self.collection):
-                self.header = read_header(self._client, self.uri, self.collection)
+            if not self._client.has_collection(self.collection):
+                return
+            header = read_header(self._client, self.uri, self.collection)
+            if header != self.header:
                 self._client.load_collection(self.collection)
+                self.header = header
 
     def __len__(self) -> int:
         with reporting(self.uri, "count"):

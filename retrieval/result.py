@@ -89,7 +89,8 @@ class SearchResult:
             for answer in found:
                 shares = {f"share.{name}": share for name, share in answer.pop("shares").items()}
                 rows.append({"text": text} | answer | shares)
-        return extra("pandas", "index").DataFrame(rows)
+        columns = ["text", "rank", "id", "score", *(f"share.{name}" for name in self.experts)]
+        return extra("pandas", "index").DataFrame(rows, columns=None if rows else columns)
 
     def __str__(self) -> str:
         if self.scores.ndim == 2:

@@ -162,11 +162,12 @@ class VideoStore:
 
     def __init__(self, uri: str) -> None:
         self._local = "://" not in uri
-        self.uri = str(Path(uri).absolute()) if self._local else uri  # the same wherever the process goes
+        self.uri = str(Path(uri).absolute()) if self._local else uri  # also where the process changes its folder
         self._lance = import_lance("index")
-        if self._local and not Path(uri).parent.is_dir():
+        if self._local and not Path(self.uri).parent.is_dir():
             raise FileNotFoundError(f"{uri}: there is no folder {Path(uri).parent}")
         self._dataset: Any = None
+        self._folder: tuple[int, ...] | None = None  # in which it was opened, as `_look_at_folder` tells it
         self.header: Header | None = None
         self._banks: dict[str, QueryBank] = {}
         self.refresh()
@@ -184,7 +185,8 @@ class VideoStore:
         """The newest version as a Lance dataset; None while nothing was added."""
         check_lance()
         with self._reporting("read"):
-            before = dataset = self._dataset
+            folder = self._look_at_folder()
+            before = dataset = self._dataset if folder == self._folder else None
             if before is None:
                 dataset = self._open()
                 if dataset is None and self.header is not None:
@@ -192,13 +194,21 @@ class VideoStore:
             elif before.latest_version != before.version:
                 dataset = self._lance.dataset(self.uri)
             if dataset is not before:
-                self.header = self._read_header(dataset)
+                self.header, self._folder = self._read_header(dataset), folder
                 if self._local:
                     check_lookups(Path(self.uri))
                     if before is None:
                         check_footers(Path(self.uri))
                 self._dataset = dataset
         return self._dataset
+
+    def _look_at_folder(self) -> tuple[int, ...] | None:
+        """What tells a folder from another that takes its place; None without one on this machine."""
+        try:
+            stat = Path(self.uri).stat() if self._local else None
+        except FileNotFoundError:
+            return None
+        return stat and (stat.st_dev, stat.st_ino, stat.st_ctime_ns)
 
     @property
     def weights_path(self) -> Path | None:
@@ -208,7 +218,7 @@ class VideoStore:
             noted = None if dataset is None else dataset.metadata.get(_WEIGHTS)
         if noted is None:
             return None
-        return (Path(self.uri).parent / noted).resolve() if self._local else Path(noted)
+        return (Path(self.uri).resolve().parent / noted).resolve() if self._local else Path(noted)
 
     def _open(self) -> Any:
         if self._local and not Path(self.uri).exists():
@@ -294,7 +304,8 @@ class VideoStore:
         """Partitions of the approximate index; None without one."""
         if not any(entry.name == _APPROXIMATE for entry in dataset.describe_indices()):
             return None
-        return int(dataset.stats.index_stats(_APPROXIMATE)["indices"][0]["num_partitions"])
+        stats = dataset.stats.index_stats(_APPROXIMATE)["indices"][0]
+        return int(stats.get("num_partitions", 0))  # not stated where no video was there
 
     def _row_addresses(self, dataset: Any, where: str | None, **settings: Any) -> np.ndarray:
         try:
@@ -371,10 +382,7 @@ class VideoStore:
     def to_arrow(self) -> Any:
         """All rows as a table, without the codes."""
         columns = ["id", "pattern", "vector", "uri", "start_s", "end_s", "metadata"]
-        dataset = self.refresh()
-        if dataset is None:
-            raise ValueError(f"{self.uri}: holds no videos yet")
-        return dataset.to_table(columns=columns)
+        return self.refresh().to_table(columns=columns)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -391,7 +399,7 @@ class VideoStore:
             with self._reporting(what):
                 yield
             return
-        path = Path(self.uri)
+        path = Path(self.uri).resolve()  # by any link, the lock is one
         lock = extra("filelock", "index").FileLock(path.with_name(f".{path.name}.lock"))
         with self._reporting(what), lock:
             yield

@@ -63,6 +63,7 @@ def make_store(folder, operator):
     spans = [(i % 10 + 0.5, i % 10 + 0.5 + 1 + i % 2) for i in range(COUNT)]
     metadata = [{"text": {"ocr": f"STATION {i}", "speech": "the train leaves"}, "camera": "left"} for i in range(COUNT)]
     metadata[7] = {"caption": HOSTILE, "text": {"ocr": HOSTILE}, "labels": {"motion": [HOSTILE]}, HOSTILE: [HOSTILE]}
+    metadata[7]["Id"] = 7
     metadata[11] = {"text": "a text of the user's own", "labels": 3}
     index = VideoIndex(folder / "videos.lance", operator=operator)
     index.add(ids, video, uris=uris, spans=spans, metadata=metadata)

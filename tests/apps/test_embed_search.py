@@ -93,6 +93,8 @@ def test_embed_then_search(folder, capsys):
     assert main(["search", store, "a dog", "two cats", "--weights", weights, "-k", "5", "--html", str(report)]) == 0
     assert all(name in report.read_text("utf-8") for name in expected.ids.ravel())
     capsys.readouterr()
+    assert main(["search", store, "a dog", "--html", str(folder)]) == 1
+    assert capsys.readouterr().err == f"error: {folder}: expected the name of a file, found a folder\n"
     assert main(["search", store, "--like", "v05", "-k", "3", "--where", "id < 'v10'", "--json"]) == 0
     [alike] = json.loads(capsys.readouterr().out)
     assert len(alike) == 3

@@ -359,6 +359,7 @@ class TestTrouble:
         open_clip(page, 0)
         page.get_by_text("Details").click()
         assert page.locator(".content").text_content().count(HOSTILE) >= 5
+        assert page.locator(".content dd").first.text_content() == HOSTILE  # beside the user's own "Id"
         assert page.locator("main script, dialog script").count() == 0
         assert page.evaluate("window.hacked") is None
         until(page, "document.querySelector('.clip video').readyState >= 2")  # its address is right, too
@@ -401,6 +402,7 @@ class TestTrouble:
 
         page.route("**/search", busy_once)
         ask(page)
+        page.get_by_text("full. It is asked again by itself in a moment.").wait_for()
         page.locator(".card").first.wait_for()
 
     def test_a_refusal_says_why(self, page):

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
-from collaborative_experts import ModelIdentity, QueryBank, VideoEmbeddings, VideoIndex, similarity
+from collaborative_experts import ModelIdentity, QueryBank, TextEmbeddings, VideoEmbeddings, VideoIndex, similarity
 from collaborative_experts.retrieval import index as index_module
 from collaborative_experts.retrieval import milvus
 from helpers import check_answers, check_best, some
@@ -199,3 +199,24 @@ def test_batches(empty, monkeypatch):
     text, video = some()
     empty.add(NAMES, video)
     check_answers(empty, text, video, NAMES, 20)
+
+
+def test_another_collection_in_the_place_of_an_open_one(empty, milvus_server):
+    """Its model is held against that of what is asked and added."""
+
+    def parts(weights, dim=4):
+        embds, one, model = {"m": np.eye(1, dim)}, np.ones((1, 1)), ModelIdentity("{}", weights)
+        return VideoEmbeddings(embds, one, model), TextEmbeddings(embds, one, model=model)
+
+    video, text = parts("a")
+    empty.add(["a"], video)
+    for dim in (4, 6):
+        empty._backend._client.drop_collection(empty._backend.collection)
+        other, asked = parts("b", dim)
+        with VideoIndex(milvus_server, collection=empty._backend.collection) as writer:
+            writer.add(["b"], other)
+        for use in (lambda: empty.search(text), lambda: empty.add(["a"], video)):
+            with pytest.raises(ValueError, match=r"embedded by another model|expected embeddings of the experts"):
+                use()
+        assert empty.read(["b"]).embeddings.model == other.model
+        assert empty.search(asked).ids.tolist() == [["b"]]

@@ -271,6 +271,21 @@ def test_optimise_says_what_it_did(filled):
     assert index.search(text).ids.tolist() == before.ids.tolist()
 
 
+def test_nothing_is_there_to_optimise(tmp_path):
+    """Before the first video, and after the last one was deleted."""
+    text, video = random_embeddings(1, 2, missing=0)
+    with VideoIndex(tmp_path / "videos.lance") as index:
+        for use in (index.optimise, index.to_arrow):
+            with pytest.raises(ValueError, match="holds no videos yet; add some first"):
+                use()
+        index.add(["a", "b"], video)
+        index.delete(["a", "b"])
+        index.optimise(approximate=True)
+        assert index.search(text, exact=False).ids.shape == (1, 0)
+        index.add(["c", "d"], video)
+        assert sorted(index.search(text, exact=False).ids[0]) == ["c", "d"]
+
+
 def test_in_a_towhee_pipeline_as_it_is(filled):
     from towhee import pipe
 
@@ -341,6 +356,8 @@ def test_a_result_as_a_data_frame(filled):
     assert len(frame) == 20
     assert {"text", "rank", "id", "score", "share.e0", "uri", "start_s"} <= set(frame.columns)
     assert frame.query("text == 3")["id"].tolist() == index.search(text[3], 4).ids.tolist()
+    nothing = index.search(text, where="id = 'none'").to_pandas()
+    assert nothing["id"].tolist() == nothing["share.e0"].tolist() == []
 
 
 def test_a_result_prints_as_a_table(filled):

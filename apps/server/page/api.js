@@ -54,7 +54,7 @@ async function problemOf(response) {
     404: ["There is no such video", reason],
     413: ["That is too much text", reason],
     422: ["The service cannot answer this", reason],
-    503: ["The service is busy", "It is asked again by itself in a moment."],
+    503: ["The service cannot answer now", reason],
   };
   const [title, advice] = known[status] ?? [`The service answered with status ${status}`, reason];
   return new Problem(title, advice || "Try again, or look at what serve printed.", { status, retryAfter });

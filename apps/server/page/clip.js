@@ -126,13 +126,13 @@ function legend(experts) {
 
 function contentOf(video, query) {
   const parts = textsOf(video).flatMap(([name, text]) => [el("h3", {}, name), el("p", { class: "text" }, ...marked(text, query))]);
-  const known = { Id: video.id, File: video.uri, ...own(video.metadata) };
-  const rows = Object.entries(known).filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
+  const known = [["Id", video.id], ["File", video.uri], ...own(video.metadata)];
+  const rows = known.filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
   return [...parts, el("details", { class: "facts" }, el("summary", {}, "Details"), el("dl", {}, ...rows))];
 }
 
 /** The user's own metadata, as text. */
 function own(metadata) {
   const rest = Object.entries(metadata ?? {}).filter(([key]) => !["text", "labels", "title", "caption"].includes(key));
-  return Object.fromEntries(rest.map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]));
+  return rest.map(([key, value]) => [key, typeof value === "string" ? value : JSON.stringify(value)]);
 }

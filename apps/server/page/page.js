@@ -148,7 +148,8 @@ function drawProblem(error) {
   if (known.status === 401) return askForToken();
   byId("heading").textContent = state.like ? `Clips like ${state.like}` : `“${state.q.trim()}”`;
   const again = () => show(state);
-  const box = message(known.message, known.advice, button("Try again", again));
+  const advice = known.status === 503 ? `${known.advice.replace(/\.?$/, ".")} It is asked again by itself in a moment.` : known.advice;
+  const box = message(known.message, advice, button("Try again", again));
   box.classList.add("problem");
   box.setAttribute("role", "alert");
   clearAll(box);
