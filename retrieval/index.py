@@ -215,9 +215,9 @@ class VideoIndex:
         if not names:
             return
         header = Header(_dims(video), video.model)
-        self._open.refresh()
-        if self._open.header is not None:
-            self._check_model(self._open.header, header)
+        stored = self._newest_header()
+        if stored is not None:
+            self._check_model(stored, header)
 
         def joint(rows: slice) -> np.ndarray:
             return as_numpy(video[rows].joint()).astype(np.float32, copy=False)
@@ -300,10 +300,10 @@ class VideoIndex:
             embeddings = _tensor(batch.joint()).split(list(header.dims.values()), dim=1)  # zero where missing
             _check_finite("search_like", embeddings)
             return self._search(weights, embeddings, k, None, where, single, corrected=False)
-        self._check_query(k, None, where)
-        single = isinstance(videos, SingleId)
+        header = self._check_query(k, None, where)
+        single = isinstance(videos, _SingleId)
         names = _check_ids(_listed(videos))
-        stored = self._read(names)
+        stored = self._read(header, names)
         missing = [name for name in names if name not in stored.ids]
         if missing:
             raise ValueError(f"search_like: {self.uri} holds no video {missing[0]!r}")
@@ -319,10 +319,11 @@ class VideoIndex:
         Raises:
             TypeError, ValueError: as `add` for ids, or an empty index.
         """
-        return self._read(_check_ids(_listed(ids)))
+        names = _check_ids(_listed(ids))
+        return self._read(self._stated("read"), names)
 
-    def _read(self, names: Sequence[str]) -> StoredVideos:
-        header, found = self._stated("read"), self._open.read(names)
+    def _read(self, header: Header, names: Sequence[str]) -> StoredVideos:
+        found = self._open.read(names)
         place = {name: row for row, name in enumerate(found.ids)}
         rows = [place[name] for name in names if name in place]
         extras = found.extras[np.array(rows, dtype=int)]
@@ -400,10 +401,13 @@ class VideoIndex:
             self._open.refresh()
         return self._open.header
 
-    def _stated(self, what: str) -> Header:
-        """The newest header: another store may have taken the place of the one whose header is known."""
+    def _newest_header(self) -> Header | None:
+        """Another store may have taken the place of the one whose header is known."""
         self._open.refresh()
-        header = self._open.header
+        return self._open.header
+
+    def _stated(self, what: str) -> Header:
+        header = self._newest_header()
         if header is None:
             raise ValueError(f"{what}: {self.uri} holds no videos yet; add some first")
         return header
@@ -418,7 +422,8 @@ class VideoIndex:
             return self.operator.encode_sentences([sentences])[0]
         return self.operator.encode_sentences(list(sentences))
 
-    def _check_query(self, k: int, header: Header | None, where: str | None) -> None:
+    def _check_query(self, k: int, header: Header | None, where: str | None) -> Header:
+        """The newest header, of an index that can be asked so."""
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MOST_RESULTS:
             raise ValueError(f"search: k: expected an integer from 1 to {MOST_RESULTS}, got {k!r}")
         if where is not None:
@@ -426,6 +431,7 @@ class VideoIndex:
         stored = self._stated("search")
         if header is not None:
             self._check_model(stored, header)
+        return stored
 
     def _check_model(self, stored: Header, header: Header) -> None:
         if list(header.dims.items()) != list(stored.dims.items()):
@@ -493,16 +499,16 @@ def _check_memory(memory: int | str | None) -> int | None:
 # --- checks -----------------------------------------------------------------------------------------------
 
 
-SingleId = str | bytes | int | np.integer
+_SingleId = str | bytes | int | np.integer
 
 
 def _listed(ids: Any) -> Any:
     """A single id in a list; a list as it is."""
-    return [ids] if isinstance(ids, SingleId) else ids
+    return [ids] if isinstance(ids, _SingleId) else ids
 
 
 def _check_ids(ids: Sequence[str | int] | str | int) -> list[str]:
-    if isinstance(ids, SingleId):
+    if isinstance(ids, _SingleId):
         raise TypeError(f"ids: expected a list of ids, got the single {ids!r}")
     names = [video_id(video) for video in ids]
     for name in names:
@@ -535,23 +541,28 @@ def _check_extras(uris: Any, spans: Any, metadata: Any, size: int) -> Extras:
     for name, values in (("uris", uris), ("spans", spans), ("metadata", metadata)):
         if len(values) != size:
             raise ValueError(f"add: {name}: expected one for each of {size} videos, got {len(values)}")
-    for row, uri in enumerate(uris):
-        if uri is not None and not isinstance(uri, (str, Path)):  # `str | Path` would be made anew for a million
-            raise TypeError(f"add: uris, row {row}: expected text or None, got {uri!r}")
-        if uri is not None and not is_unicode(str(uri)):
-            raise ValueError(f"add: uris, row {row}: expected Unicode, as Path.as_uri() gives it, got {str(uri)!r}")
+    texts = [None if uri is None else _check_uri(uri, row) for row, uri in enumerate(uris)]
     seconds = np.full((size, 2), np.nan)
     for row, span in enumerate(spans):
         if span is not None:
             seconds[row] = _check_span(span, row)
     for row, content in enumerate(metadata):
         _check_metadata(content, row)
-    return Extras(np.array([None if x is None else str(x) for x in uris], object), seconds, _objects(metadata))
+    return Extras(np.array(texts, object), seconds, _objects(metadata))
 
 
 def _column(values: Any) -> list[Any]:
     """The values with None where pandas has NaN."""
     return [None if isinstance(x, float) and x != x else x for x in values]
+
+
+def _check_uri(uri: Any, row: int) -> str:
+    if not isinstance(uri, (str, Path)):  # `str | Path` would be made anew for a million
+        raise TypeError(f"add: uris, row {row}: expected text or None, got {uri!r}")
+    text = str(uri)
+    if not is_unicode(text):
+        raise ValueError(f"add: uris, row {row}: expected Unicode, as Path.as_uri() gives it, got {text!r}")
+    return text
 
 
 def _check_span(span: Any, row: int) -> tuple[float, float]:

@@ -244,8 +244,9 @@ def open_container(path: Path, stack: ExitStack) -> Any:
         raise MediaError("the file is empty")
     # FFmpeg reads a pattern into the name of an image, and names in UTF-8 alone; such files are handed over open, and
     # without the name, by which it would take any photo for the first of a pattern.
-    source: str | SimpleNamespace = str(path.absolute())
-    if path.suffix.lower() in IMAGE_SUFFIXES or not is_unicode(str(path.absolute())):
+    name = str(path.absolute())
+    source: str | SimpleNamespace = name
+    if path.suffix.lower() in IMAGE_SUFFIXES or not is_unicode(name):
         file = stack.enter_context(path.open("rb"))
         source = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
     # Titles are not read. Up to PyAV 18 one that is no UTF-8 would be an error; 19 has no such setting, nor the error.

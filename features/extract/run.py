@@ -125,7 +125,8 @@ def find_media(source: Path) -> list[MediaFile]:
 
 def _media_file(path: Path, name: str) -> MediaFile:
     """Bytes of names that are no UTF-8, which no dataset holds, are escaped: `\\xe9` in the name, `%E9` in the uri."""
-    uri = str(path.absolute()) if is_unicode(str(path.absolute())) else path.absolute().as_uri()
+    whole = path.absolute()
+    uri = str(whole) if is_unicode(str(whole)) else whole.as_uri()
     return MediaFile(path, name.encode(errors="surrogateescape").decode(errors="backslashreplace"), uri)
 
 
