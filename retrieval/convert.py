@@ -74,5 +74,5 @@ def _copy(source: str, collection: str, store: VideoStore) -> int:
 def _videos(header: Header, entries: Iterator[dict[str, Any]]) -> Iterator[NewVideos]:
     """Entries of Milvus as rows for the store, some at a time."""
     while part := list(islice(entries, ROWS)):
-        vectors, extras = read_columns(part, header.dims)
-        yield NewVideos(vectors.ids.tolist(), vectors.available, vectors.joint.__getitem__, extras)
+        stored = read_columns(part, header.dims)
+        yield NewVideos(stored.ids, stored.available, stored.joint.__getitem__, stored.extras)

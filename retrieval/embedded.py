@@ -28,6 +28,7 @@ from .exact_search import (
     LEAST_CHUNK,
     LEAST_HELD,
     ROUNDING,
+    Best,
     Candidates,
     Chunk,
     ChunkScores,
@@ -35,6 +36,7 @@ from .exact_search import (
     Scored,
     Vectors,
     best_of,
+    leading,
     scan,
     score_pairs,
     select,
@@ -114,23 +116,23 @@ class EmbeddedIndex:
             allowed = None
             if ids is not None or where is not None:
                 allowed = self._store.addresses(snapshot.dataset, where, ids)
-            return self._answers(snapshot, snapshot.search(queries, k, allowed), exact=True)
+            return self._answers(snapshot, snapshot.search(queries, k, allowed), len(queries), k)
 
-    def _answers(self, snapshot: Snapshot, scored: list[Scored], exact: bool) -> Answers:
-        videos = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(part.video for part in scored)]))
-        return Answers(scored, videos, self._store.read_extras(snapshot.rows(videos)), exact)
+    def _answers(self, snapshot: Snapshot, scored: Scored, texts: int, k: int, exact: bool = True) -> Answers:
+        videos, row = np.unique(scored.video, return_inverse=True)
+        ids, extras = self._store.read_described(snapshot.rows(videos))
+        return Answers(best_of(scored, ids[row], texts, k), videos, extras, exact)
 
     def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers:
         with self._store.reading():
             snapshot = Snapshot(self._store, self._store.refresh(), streamed=True)
-            return self._answers(snapshot, snapshot.search_approximately(queries, k, where), exact=False)
+            scored = snapshot.search_approximately(queries, k, where)
+            return self._answers(snapshot, scored, len(queries), k, exact=False)
 
     def read(self, ids: Sequence[str]) -> Stored:
         with self._store.reading():
             snapshot = self._codes.snapshot()
-            rows = snapshot.rows(self._store.addresses(snapshot.dataset, ids=ids))
-            found = self._store.read_vectors(rows)
-            return Stored(found.ids.tolist(), found.joint, found.available, self._store.read_extras(rows))
+            return self._store.read(snapshot.rows(self._store.addresses(snapshot.dataset, ids=ids)))
 
     def to_arrow(self) -> Any:
         with self._store.reading():
@@ -226,8 +228,9 @@ class Snapshot:
         for rows in _in_chunks(parts, size, reuse=True):
             yield _piece(rows, dims, kept=False)
 
-    def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
-        """The k highest scores of each text among the videos at the ascending addresses `allowed` (all, for None)."""
+    def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> Scored:
+        """The k highest scores of each text, and all that equal the k-th, among the videos at the ascending addresses
+        `allowed` (all, for None)."""
         if self._correction_depends_on_text and bool(queries.corrected.any()):
             queries = queries.correcting(self._finds_activated(queries, allowed))
         return self._search(queries, k, allowed)
@@ -239,7 +242,7 @@ class Snapshot:
 
     def _finds_activated(self, queries: Queries, allowed: np.ndarray | None) -> Tensor:
         """(T,) bool: whether the best video of each text, before any correction, is an activated one."""
-        best = self._search(queries.correcting(torch.zeros(len(queries))), 1, allowed)
+        best = self._best(queries.correcting(torch.zeros(len(queries))), 1, allowed)
         return torch.tensor([bool(_contains(self.activated, x.video).any()) for x in best], dtype=torch.bool)
 
     @cached_property
@@ -252,10 +255,10 @@ class Snapshot:
             text = bank.text[np.arange(rows.start, rows.stop)]
             embeddings = [torch.from_numpy(x) for x in text.embds.values()]
             queries = Queries(torch.from_numpy(text.weights), embeddings).correcting(torch.zeros(len(text)))
-            parts += [scored.video for scored in self._search(queries, bank.k or 1, None)]
+            parts += [best.video for best in self._best(queries, bank.k or 1, None)]
         return np.unique(np.concatenate(parts))
 
-    def search_approximately(self, queries: Queries, k: int, where: str | None) -> list[Scored]:
+    def search_approximately(self, queries: Queries, k: int, where: str | None) -> Scored:
         """The k highest scores of each text among candidates by Lance's index, which ranks by inner products of joint
         vectors: as CE's score does among videos of the same experts, and nearly so among all."""
         if self._correction_depends_on_text:
@@ -266,21 +269,27 @@ class Snapshot:
         found = [self.store.nearest(self.dataset, row, count, where) for row in joint]
         text = np.repeat(np.arange(len(found)), [len(addresses) for addresses in found])
         pairs = _unscored(text, np.concatenate([np.empty(0, dtype=np.int64), *found]))
-        return best_of(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
+        return leading(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
 
     def _vectors(self, addresses: np.ndarray) -> Vectors:
         return self.store.read_vectors(self.rows(addresses))
 
-    def _search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Scored]:
+    def _fine(self, addresses: np.ndarray) -> Iterator[tuple[np.ndarray, Chunk]]:
+        return self.store.read_fine(self.rows(addresses))
+
+    def _best(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Best]:
+        scored = self._search(queries, k, allowed)
+        videos, row = np.unique(scored.video, return_inverse=True)
+        return best_of(scored, self.store.read_ids(self.rows(videos))[row], len(queries), k)
+
+    def _search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> Scored:
         dims = list(self.store.stated.dims.values())
         if allowed is not None and len(allowed) <= FEW_VIDEOS:
             text = np.repeat(np.arange(len(queries)), len(allowed))
             pairs = _unscored(text, np.tile(allowed, len(queries)))
-            return best_of(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
+            return leading(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
         candidates = scan(lambda piece: self._scores(piece, queries, allowed), self._pieces(), len(queries), k)
-        return select(
-            candidates, queries, k, dims, self._vectors, lambda addresses: self.store.read_fine(self.rows(addresses))
-        )
+        return select(candidates, queries, k, dims, self._vectors, self._fine)
 
 
 def _unscored(text: np.ndarray, video: np.ndarray) -> Candidates:

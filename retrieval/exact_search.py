@@ -389,16 +389,12 @@ class Vectors(Columns):
 
     Attributes:
         addresses: (n,) int64, ascending.
-        ids: (n,) of str.
-        joint: (n, sum of D) float32.
-        available: (n, M) bool.
+        joint: (n, sum of D) float32, zeros for a missing expert, and only for one.
         bias: (n,) float64, the number that a query bank takes from the scores; 0 without one.
     """
 
     addresses: np.ndarray
-    ids: np.ndarray
     joint: np.ndarray
-    available: np.ndarray
     bias: np.ndarray
 
 
@@ -408,14 +404,27 @@ class Scored(Columns):
 
     Attributes:
         text, video: (P,) int64, as in `Candidates`.
-        ids: (P,) of str.
         shares: (P, M) float64, what each expert adds to the score.
         score: (P,) float64.
     """
 
     text: np.ndarray
     video: np.ndarray
+    shares: np.ndarray
+    score: np.ndarray
+
+
+@dataclass(frozen=True)
+class Best(Columns):
+    """The answer to one text: its videos of the highest scores, best first, equal scores by id.
+
+    Attributes:
+        ids: (n,) of str.
+        video, shares, score: as in `Scored`.
+    """
+
     ids: np.ndarray
+    video: np.ndarray
     shares: np.ndarray
     score: np.ndarray
 
@@ -426,31 +435,37 @@ ReadFine = Callable[[np.ndarray], Iterable[tuple[np.ndarray, Chunk]]]
 
 def select(
     candidates: Candidates, queries: Queries, k: int, dims: Sequence[int], vectors: ReadVectors, fine: ReadFine
-) -> list[Scored]:
-    """The k highest scores of each text, exactly; one `Scored` a text, best first, equal scores by id.
+) -> Scored:
+    """The k highest scores of each text, exactly, and all that equal the k-th.
 
     Args:
         vectors: reads the videos at ascending row addresses.
         fine: reads their fine codes, in chunks with the addresses of their rows.
     """
     texts, size = len(queries), 4 * sum(dims)
-    leading = _ranks(candidates.text, candidates.score) < max(k, FEW_BYTES // (size * max(1, texts)))
-    scored = score_pairs(candidates[leading], queries, dims, vectors)
+    first = _ranks(candidates.text, candidates.score) < max(k, FEW_BYTES // (size * max(1, texts)))
+    scored = score_pairs(candidates[first], queries, dims, vectors)
     limit = _kth_highest(scored, texts, k)
-    rest = candidates[~leading].reaching(limit)
+    rest = candidates[~first].reaching(limit)
     distinct = np.unique(rest.video)
     if len(distinct) * size > FINE_BYTES:
         rest = _refined(rest, queries, fine(distinct)).reaching(limit)
     if len(rest):
         scored = Scored.concatenate([scored, score_pairs(rest, queries, dims, vectors)])
-    return best_of(scored, texts, k)
+    return leading(scored, texts, k)
 
 
-def best_of(scored: Scored, texts: int, k: int) -> list[Scored]:
-    """The k highest scores of each text, best first, equal scores by id."""
-    order = np.lexsort((scored.ids, -scored.score, scored.text))
+def leading(scored: Scored, texts: int, k: int) -> Scored:
+    """The k highest scores of each text, and all that equal the k-th."""
+    return scored[scored.score >= _kth_highest(scored, texts, k)[scored.text]]
+
+
+def best_of(scored: Scored, ids: np.ndarray, texts: int, k: int) -> list[Best]:
+    """The k best videos of each text, of pairs with the ids (P,) of str."""
+    order = np.lexsort((ids, -scored.score, scored.text))
     starts = np.searchsorted(scored.text[order], np.arange(texts + 1))
-    return [scored[order[start : min(stop, start + k)]] for start, stop in pairwise(starts.tolist())]
+    best = Best(ids, scored.video, scored.shares, scored.score)
+    return [best[order[start : min(stop, start + k)]] for start, stop in pairwise(starts.tolist())]
 
 
 def score_pairs(pairs: Candidates, queries: Queries, dims: Sequence[int], vectors: ReadVectors) -> Scored:
@@ -473,16 +488,17 @@ def _scored(pairs: Candidates, stored: Vectors, queries: Queries, joint: np.ndar
     weights = queries.weights.numpy().astype(np.float64)
     row = np.searchsorted(stored.addresses, pairs.video)
     starts = np.cumsum([0, *dims])[:-1]
+    available = np.logical_or.reduceat(stored.joint != 0, starts, axis=1).astype(np.float64)
     shares = np.empty((len(pairs), len(dims)))
     for text in np.unique(pairs.text):
         at = np.flatnonzero(pairs.text == text)
         for rows in slices(len(at), QUANTISE_ROWS):
             videos = row[at[rows]]
-            total = stored.available[videos].astype(np.float64) @ weights[text]
+            total = available[videos] @ weights[text]
             parts = np.add.reduceat(stored.joint[videos] * joint[text], starts, axis=1)
             shares[at[rows]] = parts / np.where(total > 0, total, 1)[:, None]
     score = shares.sum(1) - queries.corrected.numpy()[pairs.text] * stored.bias[row]
-    return Scored(pairs.text, pairs.video, stored.ids[row], shares, score)
+    return Scored(pairs.text, pairs.video, shares, score)
 
 
 def _refined(pairs: Candidates, queries: Queries, chunks: Iterable[tuple[np.ndarray, Chunk]]) -> Candidates:

@@ -612,14 +612,13 @@ def _single_span(spans: Any) -> Any:
 
 
 def _result(answers: Answers, experts: tuple[str, ...]) -> SearchResult:
-    texts = len(answers.scored)
-    count = min((len(scored) for scored in answers.scored), default=0)
+    texts = len(answers.best)
+    count = min(map(len, answers.best), default=0)
     size = (texts, count)
     ids, uris, metadata = (np.empty(size, dtype=object) for _ in range(3))
     scores, spans = np.empty(size, dtype=np.float32), np.empty((*size, 2))
     shares = np.empty((*size, len(experts)), dtype=np.float32)
-    for text, scored in enumerate(answers.scored):
-        best = scored[:count]
+    for text, best in enumerate(best[:count] for best in answers.best):
         ids[text], scores[text], shares[text] = best.ids, best.score, best.shares
         extras = answers.extras[np.searchsorted(answers.videos, best.video)]
         uris[text], spans[text], metadata[text] = extras.uris, extras.spans, extras.metadata

@@ -21,7 +21,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..base.dependencies import extra
 from ..base.slices import slices
 from .arrays import as_numpy
 from .embeddings import ModelIdentity, TextEmbeddings
-from .exact_search import Candidates, Queries, Scored, Vectors, best_of, score_pairs
+from .exact_search import Best, Candidates, Queries, Vectors, best_of, score_pairs
 from .normalise import QueryBank
 from .rows import Answers, Extras, Header, NewVideos, Stored, StoreReport, availability, patterns
 
@@ -138,14 +138,13 @@ class MilvusIndex:
             bank = self._bank_in_force(self._properties())
             candidates = self._candidates(queries, k, where, bank) if ids is None else [list(ids)] * len(queries)
             names = sorted(set().union(*candidates)) if candidates else []
-            vectors, extras = self._fetch(names, where if ids is not None else None, bank)
-            scored = _score(queries, candidates, vectors, list(self._dims().values()), k)
-            return Answers(scored, vectors.addresses, extras)
+            stored, vectors = self._fetch(names, where if ids is not None else None, bank)
+            best = _score(queries, candidates, stored.ids, vectors, list(self._dims().values()), k)
+            return Answers(best, vectors.addresses, stored.extras)
 
     def read(self, ids: Sequence[str]) -> Stored:
         with reporting(self.uri, "read"):
-            vectors, extras = self._fetch(sorted(ids), None, None)
-            return Stored(vectors.ids.tolist(), vectors.joint, vectors.available, extras)
+            return self._fetch(sorted(ids), None, None)[0]
 
     def search_approximately(self, queries: Queries, k: int, where: str | None) -> Answers:
         """An exact search: the server's index compares with all videos."""
@@ -306,10 +305,10 @@ class MilvusIndex:
         of_texts: list[list[str]] = [[] for _ in range(len(queries))]
         for text, best in zip(texts, leading, strict=True):
             of_texts[text] = [name for _, name in best]
-        vectors, _ = self._fetch(sorted(set().union(*of_texts)), None, bank)
-        scored = _score(queries, of_texts, vectors, list(self._dims().values()), k)
+        stored, vectors = self._fetch(sorted(set().union(*of_texts)), None, bank)
+        exact = _score(queries, of_texts, stored.ids, vectors, list(self._dims().values()), k)
         return [
-            float(scored[text].score[-1]) if best and len(scored[text]) == len(best) else -np.inf
+            float(exact[text].score[-1]) if best and len(exact[text]) == len(best) else -np.inf
             for text, best in zip(texts, leading, strict=True)
         ]
 
@@ -317,9 +316,10 @@ class MilvusIndex:
         """For each text the ids of its k best videos, found by reading every one."""
         best: list[list[tuple[float, str]]] = [[] for _ in range(len(queries))]
         for entries in read_batches(self._client, self.collection, where or ""):
-            vectors, _ = self._columns(sorted(entries, key=lambda entry: entry["id"]), bank)
-            scored = _score(queries, [vectors.ids.tolist()] * len(queries), vectors, list(self._dims().values()), k)
-            best = [sorted([*x, *zip(-y.score, y.ids, strict=True)])[:k] for x, y in zip(best, scored, strict=True)]
+            stored, vectors = self._columns(sorted(entries, key=lambda entry: entry["id"]), bank)
+            names = [stored.ids] * len(queries)
+            found = _score(queries, names, stored.ids, vectors, list(self._dims().values()), k)
+            best = [sorted([*x, *zip(-y.score, y.ids, strict=True)])[:k] for x, y in zip(best, found, strict=True)]
         return [[name for _, name in x] for x in best]
 
     def _hits(
@@ -352,7 +352,7 @@ class MilvusIndex:
                     unseen[text] = max(unseen[text], min(hits)[0])
         return list(zip(found, unseen, strict=True))
 
-    def _fetch(self, names: Sequence[str], where: str | None, bank: QueryBank | None) -> tuple[Vectors, Extras]:
+    def _fetch(self, names: Sequence[str], where: str | None, bank: QueryBank | None) -> tuple[Stored, Vectors]:
         """Those of the named videos that are there, in the order of their ids, numbered from 0; with their biases."""
         found: list[dict[str, Any]] = []
         for rows in _batches(len(names), 4 * sum(self._dims().values())):
@@ -363,12 +363,11 @@ class MilvusIndex:
         found.sort(key=lambda entry: entry["id"])
         return self._columns(found, bank)
 
-    def _columns(self, entries: Sequence[dict[str, Any]], bank: QueryBank | None) -> tuple[Vectors, Extras]:
-        vectors, extras = read_columns(entries, self._dims())
-        if bank is not None and self.header is not None and len(vectors):
-            bias = bank.biases(self.header.embeddings(vectors.joint, vectors.available))
-            vectors = replace(vectors, bias=bias)
-        return vectors, extras
+    def _columns(self, entries: Sequence[dict[str, Any]], bank: QueryBank | None) -> tuple[Stored, Vectors]:
+        stored, bias = read_columns(entries, self._dims()), np.zeros(len(entries))
+        if bank is not None and self.header is not None and entries:
+            bias = bank.biases(self.header.embeddings(stored.joint, stored.available))
+        return stored, Vectors(np.arange(len(entries)), stored.joint, bias)
 
     def _exact_index(self) -> Any:
         """The parameters of an index that compares with all vectors."""
@@ -378,14 +377,21 @@ class MilvusIndex:
 
 
 def _score(
-    queries: Queries, candidates: Sequence[Sequence[str]], vectors: Vectors, dims: Sequence[int], k: int
-) -> list[Scored]:
-    number = {name: row for row, name in enumerate(vectors.ids)}
-    rows = [np.array(sorted(number[x] for x in names if x in number), dtype=np.int64) for names in candidates]
+    queries: Queries,
+    candidates: Sequence[Sequence[str]],
+    ids: Sequence[str],
+    vectors: Vectors,
+    dims: Sequence[int],
+    k: int,
+) -> list[Best]:
+    """The best among each text's candidates, of those whose vectors are here."""
+    number, names = {name: row for row, name in enumerate(ids)}, np.array(ids, dtype=object)
+    rows = [np.array(sorted(number[x] for x in of_text if x in number), dtype=np.int64) for of_text in candidates]
     text = np.repeat(np.arange(len(rows)), [len(x) for x in rows])
     video = np.concatenate([np.empty(0, dtype=np.int64), *rows])
     pairs = Candidates(text, video, np.zeros(len(text), np.float32), np.zeros(len(text), np.float32))
-    return best_of(score_pairs(pairs, queries, dims, lambda addresses: vectors[addresses]), len(queries), k)
+    scored = score_pairs(pairs, queries, dims, lambda addresses: vectors[addresses])
+    return best_of(scored, names[scored.video], len(queries), k)
 
 
 def _entries(videos: NewVideos, named: Sequence[str], rows: slice) -> list[dict[str, Any]]:
@@ -440,16 +446,16 @@ def read_batches(client: Any, collection: str, where: str = "") -> Iterator[list
     batches.close()
 
 
-def read_columns(entries: Sequence[dict[str, Any]], dims: dict[str, int]) -> tuple[Vectors, Extras]:
-    """Entries as Milvus gives them, numbered from 0; those of earlier versions know nothing of media."""
-    ids, uris, metadata = (np.empty(len(entries), dtype=object) for _ in range(3))
-    ids[:], uris[:] = [entry["id"] for entry in entries], [entry.get("uri") for entry in entries]
+def read_columns(entries: Sequence[dict[str, Any]], dims: dict[str, int]) -> Stored:
+    """Entries as Milvus gives them; those of earlier versions know nothing of media."""
+    uris, metadata = (np.empty(len(entries), dtype=object) for _ in range(2))
+    uris[:] = [entry.get("uri") for entry in entries]
     metadata[:] = [entry.get("metadata") for entry in entries]
     seconds = [[np.nan if entry.get(x) is None else entry[x] for x in ("start_s", "end_s")] for entry in entries]
     joint = np.array([entry["vector"] for entry in entries], dtype=np.float32).reshape(len(entries), sum(dims.values()))
     available = availability([entry["pattern"] for entry in entries]).reshape(len(entries), len(dims))
-    vectors = Vectors(np.arange(len(entries)), ids, joint, available, np.zeros(len(entries)))
-    return vectors, Extras(uris, np.array(seconds, dtype=np.float64).reshape(len(entries), 2), metadata)
+    spans = np.array(seconds, dtype=np.float64).reshape(len(entries), 2)
+    return Stored([entry["id"] for entry in entries], joint, available, Extras(uris, spans, metadata))
 
 
 @contextmanager

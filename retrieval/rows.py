@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .embeddings import ModelIdentity, VideoEmbeddings
-from .exact_search import Columns, Scored
+from .exact_search import Best, Columns
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class Answers:
     """The answers of a store to T texts.
 
     Attributes:
-        scored: for each text its videos, best first.
-        videos: (n,) int64, ascending, the videos of all answers as `Scored.video` names them.
+        best: for each text its videos, best first.
+        videos: (n,) int64, ascending, the videos of all answers as `Best.video` names them.
         extras: of these n videos.
         exact: False where better videos may have been missed.
     """
 
-    scored: list[Scored]
+    best: list[Best]
     videos: np.ndarray
     extras: Extras
     exact: bool = True

@@ -45,7 +45,7 @@ from .arrays import as_numpy
 from .embeddings import ModelIdentity, TextEmbeddings
 from .exact_search import FINE_STEPS, Chunk, Codes, Columns, Vectors, quantise
 from .normalise import QueryBank
-from .rows import Extras, Header, NewVideos, StoreReport, availability, patterns
+from .rows import Extras, Header, NewVideos, Stored, StoreReport, availability, patterns
 
 ROWS = 8192
 """Rows that are read at once, and of a fragment that small ones are joined to."""
@@ -343,25 +343,26 @@ class VideoStore:
                 )
 
     def read_vectors(self, rows: Rows) -> Vectors:
-        """Ids and float32 vectors of some rows, whose addresses ascend."""
+        """Float32 vectors of some rows, whose addresses ascend."""
         bias = bias_column(rows.dataset.schema)
-        table = rows.take(["id", "pattern", "vector", *([bias] if bias else [])])
-        return Vectors(
-            rows.addresses,
-            np.array(table["id"].to_pylist(), dtype=object),
-            to_matrix(table["vector"]),
-            availability(table["pattern"].to_pylist()),
-            table[bias].to_numpy() if bias else np.zeros(len(rows.addresses)),
-        )
+        table = rows.take(["vector", *([bias] if bias else [])])
+        biases = table[bias].to_numpy() if bias else np.zeros(len(rows.addresses))
+        return Vectors(rows.addresses, to_matrix(table["vector"]), biases)
 
-    def read_extras(self, rows: Rows) -> Extras:
-        """The columns of some rows that no score depends on."""
-        table = rows.take(["uri", "start_s", "end_s", "metadata"])
-        uris, metadata = (np.empty(len(table), dtype=object) for _ in range(2))
-        uris[:] = table["uri"].to_pylist()
-        metadata[:] = [None if text is None else json.loads(text) for text in table["metadata"].to_pylist()]
-        spans = np.stack([table[name].to_numpy() for name in ("start_s", "end_s")], axis=1)
-        return Extras(uris, spans, metadata)
+    def read_ids(self, rows: Rows) -> np.ndarray:
+        """(n,) of str."""
+        return _ids(rows.take(["id"]))
+
+    def read_described(self, rows: Rows) -> tuple[np.ndarray, Extras]:
+        """Ids (n,) of str of some rows, and the columns that no score depends on."""
+        table = rows.take(["id", *_EXTRAS])
+        return _ids(table), _extras(table)
+
+    def read(self, rows: Rows) -> Stored:
+        """All of some rows but their codes."""
+        table = rows.take(["id", "pattern", "vector", *_EXTRAS])
+        available = availability(table["pattern"].to_pylist())
+        return Stored(table["id"].to_pylist(), to_matrix(table["vector"]), available, _extras(table))
 
     def read_fine(self, rows: Rows) -> Iterator[tuple[np.ndarray, Chunk]]:
         """The fine codes of some rows, in chunks, with the addresses of their rows."""
@@ -558,6 +559,20 @@ class VideoStore:
 
 
 # --- Arrow ------------------------------------------------------------------------------------------------
+
+_EXTRAS = ("uri", "start_s", "end_s", "metadata")
+
+
+def _ids(table: Any) -> np.ndarray:
+    return np.array(table["id"].to_pylist(), dtype=object)
+
+
+def _extras(table: Any) -> Extras:
+    uris, metadata = (np.empty(len(table), dtype=object) for _ in range(2))
+    uris[:] = table["uri"].to_pylist()
+    metadata[:] = [None if text is None else json.loads(text) for text in table["metadata"].to_pylist()]
+    spans = np.stack([table[name].to_numpy() for name in ("start_s", "end_s")], axis=1)
+    return Extras(uris, spans, metadata)
 
 
 def _schema(header: Header) -> Any:

@@ -9,7 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from collaborative_experts.retrieval import exact_search, products
-from collaborative_experts.retrieval.exact_search import Chunk, ChunkScores, Queries, Vectors, quantise, scan, select
+from collaborative_experts.retrieval.exact_search import (
+    Chunk,
+    ChunkScores,
+    Queries,
+    Vectors,
+    best_of,
+    quantise,
+    scan,
+    select,
+)
 
 
 def collection(texts, videos, dims, missing, scale, seed):
@@ -121,7 +130,7 @@ def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, co
         )
 
     def vectors(addresses):
-        return Vectors(addresses, ids[addresses], joint[addresses], available[addresses], bias[addresses])
+        return Vectors(addresses, joint[addresses], bias[addresses])
 
     def fine(addresses):
         scale = codes.scale[addresses] / exact_search.FINE_STEPS
@@ -129,7 +138,8 @@ def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, co
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "FINE_BYTES", fine_bytes)
-        found = select(scan(score, range(0, n, 16), len(weights), k), queries, k, dims, vectors, fine)
+        scored = select(scan(score, range(0, n, 16), len(weights), k), queries, k, dims, vectors, fine)
+    found = best_of(scored, ids[scored.video], len(weights), k)
     truth = exact_scores(weights, embeddings, joint, available, dims) - bias
     for text, answers in enumerate(found):
         assert len(answers) == min(k, n)
