@@ -41,10 +41,28 @@ VERBS = {
 """{verb: (module in apps/, a line of help)}, in the order in which they are used."""
 
 
+def run() -> int:
+    """`main`, in a process of its own, which ends as soon as threads and exit functions have: to take down all that
+    PyTorch imported would take Python another 0.2 s, and two with its last searches for garbage."""
+    process, status = os.getpid(), 1
+
+    def end() -> None:
+        if os.getpid() == process:  # a forked one ends by itself
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(end)  # before others, and so called after them
+    try:
+        status = main()
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    return status
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status. Raises SystemExit for a wrong usage, and after `--help`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    atexit.register(gc.freeze)  # Python's last searches for garbage, among all that PyTorch imported, take two seconds
     with _one_line_warnings(), _rare_collections(), _printable():
         try:
             options = _parse(arguments)
@@ -136,4 +154,4 @@ def _printable() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

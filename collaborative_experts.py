@@ -32,6 +32,6 @@ else:
         del sys.modules["collaborative_experts"]
         raise
     if __name__ == "__main__":
-        from collaborative_experts.__main__ import main
+        from collaborative_experts.__main__ import run
 
-        sys.exit(main())
+        sys.exit(run())

@@ -160,7 +160,7 @@ def test_the_wheel_holds_every_room_and_data_file(clone, wheel):
 
 def test_the_wheel_brings_the_script(wheel):
     scripts = ZipFile(wheel).read("collaborative_experts-0.1.0.dist-info/entry_points.txt").decode()
-    assert "collaborative-experts = collaborative_experts.__main__:main" in scripts
+    assert "collaborative-experts = collaborative_experts.__main__:run" in scripts
 
 
 def test_the_wheel_imports_anywhere(wheel, tmp_path):
