@@ -32,6 +32,8 @@ def real_array(value: ArrayLike, where: str) -> Array:
         if value.is_complex():
             raise TypeError(f"{where}: expected real numbers, got {value.dtype}")
         return _signed(value.detach(), where) if value.dtype in _UNSIGNED else value.detach()
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+        value = [as_numpy(real_array(item, where)) if isinstance(item, Tensor) else item for item in value]
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a RecursionError is a RuntimeError
