@@ -49,6 +49,22 @@ def check_mapping(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
+def check_unmasked(value: object, where: str, remedy: str) -> None:
+    """Raise TypeError for a masked array of NumPy, also one in lists: as a plain array it would lose its mask."""
+    if _is_masked(value):
+        raise TypeError(f"{where}: expected an array, got a masked one; {remedy}")
+
+
+def _is_masked(value: object, most: int = 5) -> bool:
+    """Lists are followed `most` deep, one more than any argument has: a list may hold itself."""
+    if not isinstance(value, list | tuple) or not most:
+        return isinstance(value, np.ma.MaskedArray)
+    kinds = set(map(type, value))  # of a long list of numbers there is one
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
+        return True
+    return any(issubclass(kind, list | tuple) for kind in kinds) and any(_is_masked(x, most - 1) for x in value)
+
+
 def check_choice(value: object, choices: Collection[object], where: str) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str | None) or value not in choices:

@@ -134,7 +134,8 @@ class CollaborativeExperts(NNOperator):
         """Embed: `(experts, ind, text)`; with modality 'video' `(experts, ind=None)`; with 'text' `(text)`.
 
         Args:
-            experts: {expert: (B, dim) or (B, N, dim)}; an expert left out, or None, is missing for all.
+            experts: {expert: (B, dim) or (B, N, dim)}; an expert left out, or None, is missing for all. Masked arrays
+                are refused, here and in `ind` and `text`: `x.filled(np.nan)` is one whose masked rows are missing.
             ind: {expert: (B,) of 0/1}; where it is left out, a row with NaN is missing.
             text: token embeddings (B, W, dim) or (B, K, W, dim).
 

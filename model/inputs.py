@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import nearest
+from ..base.checks import check_unmasked, nearest
 from ..base.config import CEConfig, ExpertConfig, TextConfig
 
 LARGEST = 1e15
@@ -98,6 +98,7 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
             f"text: expected (W, {config.text.dim}), (B, W, {config.text.dim}) or (B, K, W, {config.text.dim}), "
             f"got {_describe(text)}"
         )
+    check_unmasked(text, "text", "leave out the tokens that are masked")
     captions = None
     if depth == 4:
         text, captions = _join_captions(text, config.text.dim)
@@ -193,8 +194,7 @@ def _to_float32(value: Any, where: str) -> Tensor:
         return value.detach().to(torch.float32).contiguous()
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
         value = [_to_float32(item, where).cpu().numpy() if isinstance(item, Tensor) else item for item in value]
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{where}: expected an array, got a masked one; fill it with NaN where an expert is missing")
+    check_unmasked(value, where, "fill it with NaN where an expert is missing")
     try:
         array = np.asarray(value)
     except ValueError:
@@ -271,6 +271,7 @@ def _flags(value: Any, name: str) -> Tensor:
         _check_dense(value, where)
         x = value.detach().cpu()
     else:
+        check_unmasked(value, where, "fill it with 0 where an expert is missing")
         try:
             array = np.asarray(value)
         except ValueError:

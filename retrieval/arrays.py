@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import check_unmasked
+
 Array = Tensor | np.ndarray
 """A torch tensor or a NumPy array. Functions return the type that they were given."""
 
@@ -23,7 +25,7 @@ def real_array(value: ArrayLike, where: str) -> Array:
     Unsigned integers of more than 8 bits come as int64, extended precision as float64.
 
     Raises:
-        TypeError: not real numbers, or a tensor that is sparse, quantised or without data.
+        TypeError: not real numbers, a masked array, or a tensor that is sparse, quantised or without data.
         ValueError: lists that are no array, or integers that neither int64 nor float64 holds.
     """
     if isinstance(value, Tensor):
@@ -34,6 +36,7 @@ def real_array(value: ArrayLike, where: str) -> Array:
         return _signed(value.detach(), where) if value.dtype in _UNSIGNED else value.detach()
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
         value = [as_numpy(real_array(item, where)) if isinstance(item, Tensor) else item for item in value]
+    check_unmasked(value, where, "fill it, or leave out what is masked")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a RecursionError is a RuntimeError

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import check_unmasked
 from ..base.config import CEConfig
 from ..base.slices import slices
 from ..features.features import Features
@@ -54,6 +55,7 @@ class CaptionedVideos:
     teacher: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        check_unmasked(self.targets, "captions: targets", "leave out what is masked")
         targets = as_numpy(self.targets) if isinstance(self.targets, Tensor) else np.asarray(self.targets)
         tokens = as_numpy(float_array(self.tokens, "captions: tokens"))
         if targets.dtype.kind not in "iu" or tokens.ndim != 3 or targets.shape != (len(tokens),):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...base.checks import check_choice, check_size, is_unicode
+from ...base.checks import check_choice, check_size, check_unmasked, is_unicode
 from ...base.dependencies import extra
 from ...base.files import errors_path, local_path, write_errors
 from .clips import Clip, Clips, MediaFile, read_clips
@@ -293,6 +293,8 @@ class _Run:
         """The output with its array, or ValueError unless it has the expert's form."""
         if output is None:
             return None
+        array = output.array if isinstance(output, Extracted) else output
+        check_unmasked(array, "array", "return None where a clip has nothing of the expert")
         extracted = output if isinstance(output, Extracted) else Extracted(np.asarray(output))
         x = np.asarray(extracted.array)
         expected = f"(N, {extractor.dim})" if extractor.sequence else f"({extractor.dim},)"

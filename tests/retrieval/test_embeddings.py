@@ -69,6 +69,24 @@ class TestConcatenate:
             concatenate([text, TextEmbeddings(text.embds, text.weights, captions_per_video=5)])
 
 
+MASKED = np.ma.MaskedArray([[1.0], [1.0]], [[False], [True]])
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda: VideoEmbeddings({"a": MASKED}, [[1], [1]]), r"embds\['a'\]"),
+        (lambda: VideoEmbeddings({"a": list(MASKED)}, [[1], [1]]), r"embds\['a'\]"),
+        (lambda: VideoEmbeddings({"a": [[1.0], [1.0]]}, MASKED), "available"),
+        (lambda: TextEmbeddings({"a": [[1.0], [1.0]]}, MASKED), "weights"),
+        (lambda: VideoEmbeddings({"a": [[1.0], [1.0]]}, [[1], [1]])[np.ma.MaskedArray([0, 1], [0, 1])], "rows"),
+    ],
+)
+def test_a_mask_is_not_passed_over(make, where):
+    with pytest.raises(TypeError, match=f"{where}: expected an array, got a masked one; fill it, or leave out"):
+        make()
+
+
 class TestIdentity:
     def test_sides_and_formats_of_the_same_weights_agree(self, small_op, small_weights, tmp_path):
         saved = small_op.save(tmp_path / "same.safetensors")

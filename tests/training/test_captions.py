@@ -168,6 +168,13 @@ def test_captions_that_do_not_fit(targets, tokens, message):
         CaptionedVideos(FEATURES, np.array(targets), tokens)
 
 
+@pytest.mark.parametrize("name", ["targets", "tokens"])
+def test_a_mask_is_not_passed_over(name):
+    arrays = {"targets": np.array([2, 0, 1, 0]), "tokens": np.ones((4, 3, 4))}
+    with pytest.raises(TypeError, match=f"captions: {name}: expected an array, got a masked one"):
+        CaptionedVideos(FEATURES, **arrays | {name: np.ma.MaskedArray(arrays[name])})
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "uint64"])
 def test_targets_of_any_integer_type(dtype):
     dataset = CaptionedVideos(FEATURES, np.array([2, 0, 1, 0], dtype=dtype), np.zeros((4, 3, 4)))
