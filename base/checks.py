@@ -32,14 +32,24 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str, below: It
             raise ValueError(f"{where}: unknown key {key!r}{hint}")
 
 
-def check_size(value: object, where: str, least: int = 1, most: int | None = None) -> None:
-    """Raise TypeError or ValueError unless `value` is an integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_size(value: object, where: str, least: int = 1, most: int | None = None) -> int:
+    """The value as Python's integer, or TypeError or ValueError unless it is an integer from `least` to `most`.
+
+    NumPy's integers become Python's, since they overflow, and JSON does not know them.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{where}: expected an integer, got {value!r}")
+    value = int(value)
     if value < least:
         raise ValueError(f"{where}: expected at least {least}, got {value}")
     if most is not None and value > most:
         raise ValueError(f"{where}: expected at most {most:,}, got {value if value < 10**18 else 'far more'}")
+    return value
+
+
+def set_size(of: object, name: str, where: str, least: int = 1, most: int | None = None) -> None:
+    """Replace an attribute of a frozen dataclass by what `check_size` makes of it; raises as it does."""
+    object.__setattr__(of, name, check_size(getattr(of, name), where, least, most))
 
 
 def check_mapping(value: object, where: str) -> Mapping[str, Any]:

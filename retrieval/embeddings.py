@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import check_mapping, check_size
+from ..base.checks import check_mapping, set_size
 from .arrays import Array, as_numpy, as_tensor, flag_array, float_array, real_array
 
 Rows = int | np.integer | slice | Sequence[int] | Sequence[bool] | Array
@@ -112,7 +112,7 @@ class TextEmbeddings:
 
     def __post_init__(self) -> None:
         _set_checked(self, "weights", float_array(self.weights, "weights"))
-        check_size(self.captions_per_video, "captions_per_video")
+        set_size(self, "captions_per_video", "captions_per_video")
         texts = len(self) if self.weights.ndim == 2 else 1
         if texts % self.captions_per_video:
             raise ValueError(

@@ -310,7 +310,8 @@ class VideoIndex:
             raise ValueError(f"search_like: {self.uri} holds no video {missing[0]!r}")
         embeddings = [_tensor(x) for x in stored.embeddings.embds.values()]
         weights = _equal_weights(_tensor(stored.embeddings.available))
-        result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, single=False, corrected=False)
+        most = min(int(k) + 1, MOST_RESULTS)  # the largest of a NumPy type has no next one
+        result = self._search(weights, embeddings, most, None, where, single=False, corrected=False)
         result = _without(result, names, k)
         return result[0] if single else result
 

@@ -162,7 +162,7 @@ def identify(encoder: Encoder) -> EncoderIdentity:
     (tokens,) = token_arrays([PROBE_SENTENCE], encoder, LARGEST_VALUE)
     probe = tokens.astype(np.float64).mean(0)[:PROBE_VALUES].round(PROBE_DECIMALS)
     model = encoder.model if isinstance(encoder, SentenceEncoder) else None
-    return EncoderIdentity(encoder.name, model, encoder.dim, tuple(probe.tolist()))
+    return EncoderIdentity(encoder.name, model, int(encoder.dim), tuple(probe.tolist()))
 
 
 def check_same_encoder(expected: EncoderIdentity, encoder: Encoder) -> None:

@@ -155,7 +155,7 @@ def extract_features(
         OSError: another run writes to the dataset, or it cannot be written.
         RuntimeError: an expert fails on every clip.
     """
-    check_size(workers, "workers")
+    workers = check_size(workers, "workers")
     check_choice(dtype, ("float16", "float32"), "dtype")
     clips, to = clips or Clips(), Path(to)
     making = Making(clips.to_dict(), dtype, {x.name: describe(x) for x in extractors}, package_versions())

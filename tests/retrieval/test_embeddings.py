@@ -39,6 +39,10 @@ class TestConcatenate:
         both = concatenate([text, text])
         assert (both.captions_per_video, both.model, len(both)) == (2, identity, 8)
 
+    def test_captions_of_numpy(self):
+        text = TextEmbeddings({"a": np.ones((4, 1))}, np.ones((4, 1)), captions_per_video=np.int64(2))
+        assert type(text.captions_per_video) is int
+
     def test_torch(self):
         video = VideoEmbeddings({"a": torch.ones(2, 3)}, torch.ones(2, 1, dtype=torch.bool))
         assert concatenate([video, video]).joint().shape == (4, 3)

@@ -223,6 +223,11 @@ def test_columns_of_tables(tmp_path):
     np.testing.assert_array_equal(found.spans, [[np.nan, np.nan], [0, 1.5]])
 
 
+def test_k_of_numpy_does_not_overflow(filled):
+    index = filled[0]
+    assert index.search_like(NAMES[:2], np.uint8(255)).ids.tolist() == index.search_like(NAMES[:2], 255).ids.tolist()
+
+
 def test_masked_spans_are_refused(tmp_path):
     _, video = random_embeddings(2, 2)
     spans = np.ma.MaskedArray([[0.0, 1.0], [1.0, 2.0]], [[False, False], [True, True]])

@@ -42,6 +42,12 @@ def test_identity_of_an_encoder():
     assert EncoderIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
 
 
+def test_a_dim_of_numpy_is_written_as_a_number():
+    encoder = Letters()
+    encoder.dim = np.int64(20)
+    assert json.loads(json.dumps(identify(encoder).to_dict()))["dim"] == 20
+
+
 def test_an_encoder_that_fails_has_no_identity():
     with pytest.raises(ValueError, match=r"encoder letters, 'A brown dog .*: expected \(W, 20\) of numbers up to"):
         identify(Broken())

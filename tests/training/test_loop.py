@@ -565,6 +565,13 @@ def _without(data, name):
     return CaptionedVideos(Features(data.features.ids, data.features.experts, ind), data.targets, data.tokens)
 
 
+def test_settings_of_numpy_become_pythons():
+    settings = TrainingConfig(epochs=np.int64(3), seed=np.uint8(7), learning_rate=np.float32(0.5))
+    assert (type(settings.epochs), type(settings.seed), type(settings.learning_rate)) == (int, int, float)
+    with pytest.raises(TypeError, match=r"training: epochs: expected an integer, got 2\.0"):
+        TrainingConfig(epochs=np.float64(2))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
