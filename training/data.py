@@ -118,6 +118,9 @@ class VideoTensors:
         sums_words: takes the sum of a caption's tokens for its only token, which is all that a text pooled by one
             cluster at 0 sees of them (`members.has_fixed_centre`), and costs a step that much less.
 
+    Raises:
+        TypeError, ValueError: no data set, one that does not fit the config, or token embeddings with NaN or Inf.
+
     Attributes:
         features: {expert: (B, dim) or (B, N, dim) float32}, zero where missing.
         available: (B, M) bool.
@@ -135,6 +138,7 @@ class VideoTensors:
         if sums_words:
             rows = slices(len(self.tokens), ROWS_AT_ONCE)
             self.tokens = np.concatenate([self.tokens[part].sum(1, np.float32, keepdims=True) for part in rows])
+        _check_tokens(self.tokens, role)
         self._by_video = np.argsort(self.targets, kind="stable")
         self._caption_counts = np.bincount(self.targets, minlength=len(self))
         self._first_captions = np.cumsum(self._caption_counts) - self._caption_counts
@@ -184,3 +188,12 @@ class VideoTensors:
                 deviation < SMALLEST_DEVIATION, 1
             ).float()
         return statistics
+
+
+def _check_tokens(tokens: np.ndarray, role: str) -> None:
+    """Raise ValueError for token embeddings that are not finite, before the loss is NaN for a reason none can see."""
+    for part in slices(len(tokens), ROWS_AT_ONCE):
+        is_finite = np.isfinite(tokens[part]).all(axis=(1, 2))
+        if not is_finite.all():
+            row = part.start + int(is_finite.argmin())
+            raise ValueError(f"{role}: text, row {row}: expected finite token embeddings, got NaN or Inf")
