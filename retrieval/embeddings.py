@@ -158,6 +158,8 @@ def concatenate(parts: Iterable[TextEmbeddings]) -> TextEmbeddings: ...
 def concatenate(parts: Iterable[Embeddings]) -> Embeddings:
     """The embeddings of several batches as one, in the given order. A single item counts as a batch of one.
 
+    Batches of no texts fit those of any number of captions per video.
+
     Raises:
         TypeError: not all parts are embeddings of videos, nor all of texts; NumPy arrays and tensors mixed.
         ValueError: no parts, or parts of different models, experts, dimensions, devices or numbers of captions.
@@ -308,7 +310,7 @@ def _concatenate_videos(parts: list[VideoEmbeddings]) -> VideoEmbeddings:
 
 def _concatenate_texts(parts: list[TextEmbeddings]) -> TextEmbeddings:
     embds = _concatenate_embds(parts)
-    counts = {part.captions_per_video for part in parts}
+    counts = {part.captions_per_video for part in parts if len(part)} or {parts[0].captions_per_video}
     if len(counts) > 1:
         raise ValueError(f"concatenate: expected the same number of captions per video, got {sorted(counts)}")
     return TextEmbeddings(embds, _cat([part.weights for part in parts]), counts.pop(), parts[0].model)

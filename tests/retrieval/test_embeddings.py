@@ -39,6 +39,15 @@ class TestConcatenate:
         both = concatenate([text, text])
         assert (both.captions_per_video, both.model, len(both)) == (2, identity, 8)
 
+    def test_no_texts_fit_any_number_of_captions(self):
+        text, _ = random_embeddings(4, 4)
+        pairs = TextEmbeddings(text.embds, text.weights, captions_per_video=2)
+        for parts in ([pairs, text[:0]], [text[:0], pairs]):
+            both = concatenate(parts)
+            assert (len(both), both.captions_per_video) == (4, 2)
+        assert concatenate([pairs[:0], text]).captions_per_video == 1
+        assert concatenate([pairs[:0], text[:0]]).captions_per_video == 2
+
     def test_captions_of_numpy(self):
         text = TextEmbeddings({"a": np.ones((4, 1))}, np.ones((4, 1)), captions_per_video=np.int64(2))
         assert type(text.captions_per_video) is int
