@@ -91,6 +91,26 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def check_sentences(sentences: Any) -> list[str]:
+    """The sentences as a list, of one for a single sentence that is not in a list.
+
+    Raises:
+        TypeError: anything but text.
+        ValueError: no sentence at all.
+    """
+    if isinstance(sentences, str):
+        return [sentences]
+    try:
+        listed = list(sentences)
+    except TypeError:  # nothing to go through
+        listed = [sentences]
+    if not all(isinstance(sentence, str) for sentence in listed):
+        raise TypeError(f"sentences: expected text or a list of texts, got {sentences!r}")
+    if not listed:
+        raise ValueError("sentences: expected at least one")
+    return listed
+
+
 def video_id(value: object) -> str:
     """The id of a video as text. Integers count as their decimal digits, bytes as UTF-8.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from towhee import register
 from towhee.operator import NNOperator, SharedType
 
-from ..base.checks import check_choice
+from ..base.checks import check_choice, check_sentences
 from ..base.config import MSRVTT, CEConfig
 from ..base.files import replacing
 from ..model import checkpoint, inputs
@@ -187,11 +187,7 @@ class CollaborativeExperts(NNOperator):
         from ..training.encoder import token_arrays
 
         self._check_holds("text")
-        listed = [sentences] if isinstance(sentences, str) else list(sentences)
-        if not all(isinstance(sentence, str) for sentence in listed):
-            raise TypeError(f"sentences: expected text or a list of texts, got {sentences!r}")
-        if not listed:
-            raise ValueError("sentences: expected at least one")
+        listed = check_sentences(sentences)
         embeddings = self.encode_text(token_arrays(listed, self._sentence_encoder(encoder)))
         return embeddings[0] if isinstance(sentences, str) else embeddings
 

@@ -251,6 +251,12 @@ def test_an_encoder_of_ones_own(form, small_op):
     assert largest_difference(one.embds, expected[1].embds) < 1e-6
 
 
+@pytest.mark.parametrize("sentences", [None, 5, b"a dog", [b"a dog"], ["a dog", None], np.array("a dog")])
+def test_what_is_no_sentence(sentences, small_op):
+    with pytest.raises(TypeError, match="sentences: expected text or a list of texts, got"):
+        small_op.encode_sentences(sentences, Counted())
+
+
 def test_an_encoder_that_loses_sentences_is_refused(small_op):
     with pytest.raises(ValueError, match="encoder counted: expected 2 arrays, got 1"):
         small_op.encode_sentences(["a dog", "two cats"], Counted(lambda arrays: arrays[1:]))
