@@ -111,6 +111,13 @@ def check_sentences(sentences: Any) -> list[str]:
     return listed
 
 
+def object_hint(value: object) -> str:
+    """What to do about an array of objects, for the end of a message; nothing for any other value."""
+    if not isinstance(value, np.ndarray) or value.dtype != object:
+        return ""
+    return "; pass list(x) where its objects are arrays, x.astype(float) where they are numbers"
+
+
 def video_id(value: object) -> str:
     """The id of a video as text. Integers count as their decimal digits, bytes as UTF-8.
 

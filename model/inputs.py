@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import check_unmasked, nearest
+from ..base.checks import check_unmasked, nearest, object_hint
 from ..base.config import CEConfig, ExpertConfig, TextConfig
 
 LARGEST = 1e15
@@ -202,7 +202,10 @@ def _to_float32(value: Any, where: str) -> Tensor:
             f"{where}: expected an array, got rows of unequal length; in a list of sequences each is (N, dim)"
         ) from None
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{where}: expected floats or integers, got dtype {array.dtype} ({type(value).__name__})")
+        raise TypeError(
+            f"{where}: expected floats or integers, got dtype {array.dtype} ({type(value).__name__})"
+            + object_hint(value)
+        )
     # Beyond float32 is Inf, which is reported with its row; too small is 0, and signalling NaN is NaN.
     with np.errstate(all="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
@@ -277,7 +280,7 @@ def _flags(value: Any, name: str) -> Tensor:
         except ValueError:
             raise ValueError(f"{where}: expected (B,), got rows of unequal length") from None
         if array.dtype.kind not in "bfiu":
-            raise TypeError(f"{where}: expected 0 or 1, got dtype {array.dtype}")
+            raise TypeError(f"{where}: expected 0 or 1, got dtype {array.dtype}{object_hint(value)}")
         with np.errstate(invalid="ignore"):  # signalling NaN is NaN, which is reported with its row
             x = torch.from_numpy(array.astype(np.float64))
     if x.ndim > 1:
@@ -386,7 +389,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, str):
         return "str; token embeddings of a sentence encoder are wanted"
     shape = getattr(value, "shape", None)
-    return type(value).__name__ if shape is None else str(tuple(shape))
+    return type(value).__name__ if shape is None else f"{tuple(shape)}{object_hint(value)}"
 
 
 def _rows_where(mask: Tensor) -> list[int]:

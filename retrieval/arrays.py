@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import check_unmasked
+from ..base.checks import check_unmasked, object_hint
 
 Array = Tensor | np.ndarray
 """A torch tensor or a NumPy array. Functions return the type that they were given."""
@@ -44,7 +44,7 @@ def real_array(value: ArrayLike, where: str) -> Array:
             f"{where}: expected numbers in rows of equal length, got {type(value).__name__} ({error})"
         ) from None
     if array.dtype == object:
-        array = _from_objects(array, where)
+        array = _from_objects(array, where, object_hint(value))
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{where}: expected real numbers, got {array.dtype}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
@@ -118,11 +118,11 @@ def _signed(array: Array, where: str) -> Array:
     return signed
 
 
-def _from_objects(array: np.ndarray, where: str) -> np.ndarray:
+def _from_objects(array: np.ndarray, where: str, hint: str) -> np.ndarray:
     """Python numbers that NumPy has no common type for, such as integers of more than 64 bits, as float64."""
     for item in array.flat:
         if not isinstance(item, Real):
-            raise TypeError(f"{where}: expected real numbers, got {type(item).__name__}")
+            raise TypeError(f"{where}: expected real numbers, got {type(item).__name__}{hint}")
     try:
         return array.astype(np.float64)
     except OverflowError:

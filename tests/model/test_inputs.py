@@ -298,6 +298,13 @@ for _ in range(10_000):
 
 # name: (what to change of a good call (experts, ind, text) for three videos, error, words of its message)
 
+
+def _objects(rows):
+    array = np.empty(len(rows), dtype=object)
+    array[:] = list(rows)
+    return array
+
+
 BAD = {
     "experts no dict": (lambda e, i, t: ([1], i, t), TypeError, "experts: expected a dict keyed by expert, got list"),
     "ind no dict": (lambda e, i, t: (e, np.ones((3, 4)), t), TypeError, "ind: expected a dict keyed by expert, got ndarray"),
@@ -316,6 +323,9 @@ BAD = {
     "beyond float32": (lambda e, i, t: ({**e, "face": np.full((3, 12), 1e300)}, i, t), ValueError, "experts['face'], rows [0, 1, 2]: expected finite"),
     "None row where ind is 1": (lambda e, i, t: ({**e, "face": [None, *e["face"][1:]]}, i, t), ValueError, "experts['face'], row 0: expected finite"),
     "object dtype": (lambda e, i, t: ({**e, "face": np.full((3, 12), None)}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype object"),
+    "array of arrays": (lambda e, i, t: ({**e, "face": _objects(e["face"])}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype object (ndarray); pass list(x) where its objects are arrays"),
+    "ind of objects": (lambda e, i, t: (e, {**i, "face": i["face"].astype(object)}, t), TypeError, "ind['face']: expected 0 or 1, got dtype object; pass list(x) where its objects are arrays, x.astype(float)"),
+    "text of arrays": (lambda e, i, t: (e, i, _objects(t[:, 0])), ValueError, "or (B, K, W, 24), got (3,); pass list(x) where its objects are arrays"),
     "strings": (lambda e, i, t: ({**e, "face": "face.npy"}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype <U8 (str)"),
     "bool features": (lambda e, i, t: ({**e, "face": np.ones((3, 12), dtype=bool)}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype bool"),
     "bool tensor features": (lambda e, i, t: ({**e, "face": torch.ones(3, 12, dtype=torch.bool)}, i, t), TypeError, "experts['face']: expected floats or integers, got torch.bool"),

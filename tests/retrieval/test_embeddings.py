@@ -100,6 +100,14 @@ def test_a_mask_is_not_passed_over(make, where):
         make()
 
 
+def test_arrays_of_arrays_are_passed_as_lists():
+    rows = np.empty(2, dtype=object)
+    rows[:] = [np.ones(3), np.ones(3)]
+    with pytest.raises(TypeError, match=r"embds\['a'\]: expected real numbers, got ndarray; pass list\(x\)"):
+        VideoEmbeddings({"a": rows}, [[1], [1]])
+    assert VideoEmbeddings({"a": list(rows)}, [[1], [1]]).embds["a"].shape == (2, 3)
+
+
 class TestIdentity:
     def test_sides_and_formats_of_the_same_weights_agree(self, small_op, small_weights, tmp_path):
         saved = small_op.save(tmp_path / "same.safetensors")
