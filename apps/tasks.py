@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..base.checks import check_size
+from ..base.checks import set_size
 from ..base.dependencies import extra
 
 EXIT_PROBLEMS = 3
@@ -62,7 +62,7 @@ class Pool:
             raise ValueError(f"ray: expected 'auto' or host:port, and a node to run on; got {self.address!r}")
         for name in ("actors", "cpus"):
             if getattr(self, name) is not None:
-                check_size(getattr(self, name), name)
+                set_size(self, name, name)
         if not isinstance(self.gpus, int) or self.gpus < 0:
             raise ValueError(f"gpus: expected an integer of at least 0, got {self.gpus!r}")
 

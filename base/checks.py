@@ -32,14 +32,24 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str, below: It
             raise ValueError(f"{where}: unknown key {key!r}{hint}")
 
 
-def check_size(value: object, where: str, least: int = 1, most: int | None = None) -> None:
-    """Raise TypeError or ValueError unless `value` is an integer from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_size(value: object, where: str, least: int = 1, most: int | None = None) -> int:
+    """The value as Python's integer, or TypeError or ValueError unless it is an integer from `least` to `most`.
+
+    NumPy's integers become Python's, since they overflow, and JSON does not know them.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{where}: expected an integer, got {value!r}")
+    value = int(value)
     if value < least:
         raise ValueError(f"{where}: expected at least {least}, got {value}")
     if most is not None and value > most:
         raise ValueError(f"{where}: expected at most {most:,}, got {value if value < 10**18 else 'far more'}")
+    return value
+
+
+def set_size(of: object, name: str, where: str, least: int = 1, most: int | None = None) -> None:
+    """Replace an attribute of a frozen dataclass by what `check_size` makes of it; raises as it does."""
+    object.__setattr__(of, name, check_size(getattr(of, name), where, least, most))
 
 
 def check_mapping(value: object, where: str) -> Mapping[str, Any]:
@@ -47,6 +57,22 @@ def check_mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{where}: expected a dict, got {type(value).__name__}")
     return value
+
+
+def check_unmasked(value: object, where: str, remedy: str) -> None:
+    """Raise TypeError for a masked array of NumPy, also one in lists: as a plain array it would lose its mask."""
+    if _is_masked(value):
+        raise TypeError(f"{where}: expected an array, got a masked one; {remedy}")
+
+
+def _is_masked(value: object, most: int = 5) -> bool:
+    """Lists are followed `most` deep, one more than any argument has: a list may hold itself."""
+    if not isinstance(value, list | tuple) or not most:
+        return isinstance(value, np.ma.MaskedArray)
+    kinds = set(map(type, value))  # of a long list of numbers there is one
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
+        return True
+    return any(issubclass(kind, list | tuple) for kind in kinds) and any(_is_masked(x, most - 1) for x in value)
 
 
 def check_choice(value: object, choices: Collection[object], where: str) -> None:
@@ -63,6 +89,33 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_sentences(sentences: Any) -> list[str]:
+    """The sentences as a list, of one for a single sentence that is not in a list.
+
+    Raises:
+        TypeError: anything but text.
+        ValueError: no sentence at all.
+    """
+    if isinstance(sentences, str):
+        return [sentences]
+    try:
+        listed = list(sentences)
+    except TypeError:  # nothing to go through
+        listed = [sentences]
+    if not all(isinstance(sentence, str) for sentence in listed):
+        raise TypeError(f"sentences: expected text or a list of texts, got {sentences!r}")
+    if not listed:
+        raise ValueError("sentences: expected at least one")
+    return listed
+
+
+def object_hint(value: object) -> str:
+    """What to do about an array of objects, for the end of a message; nothing for any other value."""
+    if not isinstance(value, np.ndarray) or value.dtype != object:
+        return ""
+    return "; pass list(x) where its objects are arrays, x.astype(float) where they are numbers"
 
 
 def video_id(value: object) -> str:

@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .checks import check_keys, check_mapping, check_size
+import numpy as np
+
+from .checks import check_keys, check_mapping, check_size, set_size
 from .foreign_configs import short_from_authors, short_from_towhee
 
 USE_CE = ("pairwise", "pairwise-star", "pairwise-star-specific", "pairwise-star-tensor", "triplet", "")
@@ -55,11 +57,11 @@ class ExpertConfig:
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"config: an expert's name is a non-empty string, got {self.name!r}")
         where = f"config: experts[{self.name!r}]"
-        check_size(self.dim, f"{where}, dim", most=LARGEST)
-        check_size(self.clusters, f"{where}, clusters", least=0, most=LARGEST)
+        set_size(self, "dim", f"{where}, dim", most=LARGEST)
+        set_size(self, "clusters", f"{where}, clusters", least=0, most=LARGEST)
         for key in ("max_tokens", "output_dim"):
             if getattr(self, key) is not None:
-                check_size(getattr(self, key), f"{where}, {key}", most=LARGEST)
+                set_size(self, key, f"{where}, {key}", most=LARGEST)
         check_size(self.pooled_dim, f"{where}, dim * clusters", most=MOST_POOLED)
 
     @property
@@ -86,11 +88,11 @@ class TextConfig:
     max_tokens: int | None = 37
 
     def __post_init__(self) -> None:
-        check_size(self.dim, "config: text, dim", most=LARGEST)
-        check_size(self.clusters, "config: text, clusters", least=0, most=LARGEST)
-        check_size(self.ghost_clusters, "config: text, ghost_clusters", least=0, most=LARGEST)
+        set_size(self, "dim", "config: text, dim", most=LARGEST)
+        set_size(self, "clusters", "config: text, clusters", least=0, most=LARGEST)
+        set_size(self, "ghost_clusters", "config: text, ghost_clusters", least=0, most=LARGEST)
         if self.max_tokens is not None:
-            check_size(self.max_tokens, "config: text, max_tokens", most=LARGEST)
+            set_size(self, "max_tokens", "config: text, max_tokens", most=LARGEST)
         all_clusters = max(self.clusters + self.ghost_clusters, 1)
         check_size(self.dim * all_clusters, "config: text, dim * (clusters + ghost_clusters)", most=MOST_POOLED)
 
@@ -155,9 +157,9 @@ class CEConfig:
             raise ValueError("config: concat_experts goes with neither use_ce nor mimic_ce_dims")
         if self.use_ce and len(self.experts) < 2:
             raise ValueError(f'config: use_ce {self.use_ce!r} pairs experts, but there is one; set use_ce to "" (MoEE)')
-        check_size(self.shared_dim, "config: shared_dim", most=LARGEST)
-        check_size(self.num_g_layers, "config: num_g_layers", most=MOST_LAYERS)
-        check_size(self.num_h_layers, "config: num_h_layers", least=0, most=MOST_LAYERS)
+        set_size(self, "shared_dim", "config: shared_dim", most=LARGEST)
+        set_size(self, "num_g_layers", "config: num_g_layers", most=MOST_LAYERS)
+        set_size(self, "num_h_layers", "config: num_h_layers", least=0, most=MOST_LAYERS)
         for name in (entry.name for entry in fields(self) if entry.type == "bool"):
             # Towhee's dict has 0 and 1 here.
             if not isinstance(getattr(self, name), int) or getattr(self, name) not in (0, 1):
@@ -250,7 +252,7 @@ def _from_short(config: Mapping[str, Any]) -> CEConfig:
     check_keys(config, (f.name for f in fields(CEConfig)), "config")
     experts = []
     for name, entry in check_mapping(config["experts"], "config: experts").items():
-        if isinstance(entry, int):
+        if isinstance(entry, int | np.integer):
             entry = {"dim": entry}
         where = f"config: experts[{name!r}]"
         check_keys(check_mapping(entry, where), (f.name for f in fields(ExpertConfig)[1:]), where)

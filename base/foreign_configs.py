@@ -85,9 +85,8 @@ def _towhee_expert(name: str, dims: Any, config: Mapping[str, Any], own_dims: bo
         raise ValueError(f"{where}: the spatial expert 'detection-sem' is not supported by this operator")
     if not isinstance(dims, tuple | list) or len(dims) != 2:
         raise ValueError(f"{where}: expected (input size, output size), got {dims!r}")
-    pooled_dim, output_dim = dims
-    check_size(pooled_dim, f"{where}, input size")
-    check_size(output_dim, f"{where}, output size")
+    pooled_dim = check_size(dims[0], f"{where}, input size")
+    output_dim = check_size(dims[1], f"{where}, output size")
     output = {"output_dim": output_dim} if own_dims else {}
     temporal = _optional(_optional(config, "feat_aggregation"), name).get("temporal")
     variable = temporal == "vlad" if temporal else name in config["vlad_clusters"]
@@ -95,8 +94,7 @@ def _towhee_expert(name: str, dims: Any, config: Mapping[str, Any], own_dims: bo
         return {"dim": pooled_dim, **output}
     if name not in config["vlad_clusters"]:
         raise ValueError(f"{where}: a 'vlad' expert needs its number of clusters in vlad_clusters")
-    clusters = config["vlad_clusters"][name]
-    check_size(clusters, f"config: vlad_clusters[{name!r}]")
+    clusters = check_size(config["vlad_clusters"][name], f"config: vlad_clusters[{name!r}]")
     if pooled_dim % clusters:
         raise ValueError(f"{where}: expected a multiple of its {clusters} clusters, got {pooled_dim}")
     return {"dim": pooled_dim // clusters, "clusters": clusters, **output}
@@ -186,8 +184,7 @@ def _authors_fixed_dim(
         return _need(experts, "face_dim", "experts")
     sizes = _section(features, "feat_dims", where)
     size = _need(sizes, str(_need(features, "type", where)), f"{where}, feat_dims")
-    check_size(size, f"config: {where}, feat_dims")
-    return size * len(forms)
+    return check_size(size, f"config: {where}, feat_dims") * len(forms)
 
 
 def _authors_text(experts: Mapping[str, Any], args: Mapping[str, Any], loader: Mapping[str, Any]) -> dict[str, Any]:

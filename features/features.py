@@ -125,8 +125,9 @@ def iter_features(
 
     Args and errors are those of `read_features`. The joined batches are its result.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
+    batch_size = int(batch_size)  # one of NumPy's overflows
     tqdm = extra("tqdm", "features").tqdm
     with FeatureReader(files, config) as reader:
         wanted = reader.ids if ids is None else _to_ids(ids)

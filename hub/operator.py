@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from towhee import register
 from towhee.operator import NNOperator, SharedType
 
-from ..base.checks import check_choice
+from ..base.checks import check_choice, check_sentences
 from ..base.config import MSRVTT, CEConfig
 from ..base.files import replacing
 from ..model import checkpoint, inputs
@@ -135,7 +134,8 @@ class CollaborativeExperts(NNOperator):
         """Embed: `(experts, ind, text)`; with modality 'video' `(experts, ind=None)`; with 'text' `(text)`.
 
         Args:
-            experts: {expert: (B, dim) or (B, N, dim)}; an expert left out, or None, is missing for all.
+            experts: {expert: (B, dim) or (B, N, dim)}; an expert left out, or None, is missing for all. Masked arrays
+                are refused, here and in `ind` and `text`: `x.filled(np.nan)` is one whose masked rows are missing.
             ind: {expert: (B,) of 0/1}; where it is left out, a row with NaN is missing.
             text: token embeddings (B, W, dim) or (B, K, W, dim).
 
@@ -173,23 +173,22 @@ class CollaborativeExperts(NNOperator):
         """Embeddings and expert weights of T sentences; a single one that is not in a list comes without the axis T.
 
         Args:
-            encoder: gives the token embeddings. None takes the encoder that the weights were trained with, which is
-                neither downloaded nor runs code of its folder; another one is held against it.
+            encoder: gives the token embeddings (`training.encoder.Encoder`). None takes the encoder that the weights
+                were trained with, which is neither downloaded nor runs code of its folder; another one is held
+                against it.
 
         Raises:
-            TypeError: anything but text.
-            ValueError: an encoder that gives other token embeddings than the one of the training; no encoder is
-                known; or the encoder of the training was of a class of your own, which has to be passed.
+            TypeError: anything but text, or an encoder that gives anything but arrays of numbers.
+            ValueError: an encoder that gives other token embeddings than the one of the training, or not one array
+                (W, dim) for each sentence; no encoder is known; or the encoder of the training was of a class of your
+                own, which has to be passed.
             FileNotFoundError, ImportError: the known encoder cannot be loaded here.
         """
+        from ..training.encoder import token_arrays
+
         self._check_holds("text")
-        listed = [sentences] if isinstance(sentences, str) else list(sentences)
-        if not all(isinstance(sentence, str) for sentence in listed):
-            raise TypeError(f"sentences: expected text or a list of texts, got {sentences!r}")
-        if not listed:
-            raise ValueError("sentences: expected at least one")
-        tokens = self._sentence_encoder(encoder)(listed)
-        embeddings = self.encode_text([np.asarray(x) for x in tokens])
+        listed = check_sentences(sentences)
+        embeddings = self.encode_text(token_arrays(listed, self._sentence_encoder(encoder)))
         return embeddings[0] if isinstance(sentences, str) else embeddings
 
     def train(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.checks import check_sentences
 from ..features.extract.text_tower import TextTower
 from ..features.extract.words import split_words
 from ..retrieval.embeddings import TextEmbeddings
@@ -110,11 +111,7 @@ class ZeroShotOperator:
         Raises:
             TypeError, ValueError: anything but text, or no sentence at all.
         """
-        listed = [sentences] if isinstance(sentences, str) else list(sentences)
-        if not all(isinstance(sentence, str) for sentence in listed):
-            raise TypeError(f"sentences: expected text or a list of texts, got {sentences!r}")
-        if not listed:
-            raise ValueError("sentences: expected at least one")
+        listed = check_sentences(sentences)
         if not self._checked:
             self._spaces.check(self.zero_shot)
             self._checked = True

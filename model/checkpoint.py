@@ -51,7 +51,8 @@ def read_weights(path: str | Path) -> MutableMapping[str, Tensor]:
     Args:
         path: `.safetensors`, of which a tensor is mapped into memory when it is asked for; or `.pth`/`.pt`
             with a state dict, also as the CE authors save it: `{"state_dict": ..., "config": ...}`, of which the
-            rest is passed over, with the `module.` prefix of DataParallel, and in torch's old format.
+            rest is passed over, with the `module.` prefix of DataParallel, with parameters instead of tensors
+            (`keep_vars=True`), and in torch's old format.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -284,7 +285,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     unusual = [name for name, tensor in content.items() if not _is_plain(tensor)]
     if unusual:
         raise ValueError(f"{path}: expected plain dense tensors, got others for {', '.join(unusual[:10])}")
-    return {name: content[name_in_file] for name, name_in_file in _translate(content).items()}
+    # Parameters, with gradients and whatever attributes the file gives them, become plain tensors of the same memory.
+    return {name: Tensor.detach(content[name_in_file]) for name, name_in_file in _translate(content).items()}
 
 
 def _is_plain(tensor: Tensor) -> bool:

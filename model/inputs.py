@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import nearest
+from ..base.checks import check_unmasked, nearest, object_hint
 from ..base.config import CEConfig, ExpertConfig, TextConfig
 
 LARGEST = 1e15
@@ -98,6 +98,7 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
             f"text: expected (W, {config.text.dim}), (B, W, {config.text.dim}) or (B, K, W, {config.text.dim}), "
             f"got {_describe(text)}"
         )
+    check_unmasked(text, "text", "leave out the tokens that are masked")
     captions = None
     if depth == 4:
         text, captions = _join_captions(text, config.text.dim)
@@ -193,8 +194,7 @@ def _to_float32(value: Any, where: str) -> Tensor:
         return value.detach().to(torch.float32).contiguous()
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
         value = [_to_float32(item, where).cpu().numpy() if isinstance(item, Tensor) else item for item in value]
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{where}: expected an array, got a masked one; fill it with NaN where an expert is missing")
+    check_unmasked(value, where, "fill it with NaN where an expert is missing")
     try:
         array = np.asarray(value)
     except ValueError:
@@ -202,7 +202,10 @@ def _to_float32(value: Any, where: str) -> Tensor:
             f"{where}: expected an array, got rows of unequal length; in a list of sequences each is (N, dim)"
         ) from None
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{where}: expected floats or integers, got dtype {array.dtype} ({type(value).__name__})")
+        raise TypeError(
+            f"{where}: expected floats or integers, got dtype {array.dtype} ({type(value).__name__})"
+            + object_hint(value)
+        )
     # Beyond float32 is Inf, which is reported with its row; too small is 0, and signalling NaN is NaN.
     with np.errstate(all="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
@@ -271,12 +274,13 @@ def _flags(value: Any, name: str) -> Tensor:
         _check_dense(value, where)
         x = value.detach().cpu()
     else:
+        check_unmasked(value, where, "fill it with 0 where an expert is missing")
         try:
             array = np.asarray(value)
         except ValueError:
             raise ValueError(f"{where}: expected (B,), got rows of unequal length") from None
         if array.dtype.kind not in "bfiu":
-            raise TypeError(f"{where}: expected 0 or 1, got dtype {array.dtype}")
+            raise TypeError(f"{where}: expected 0 or 1, got dtype {array.dtype}{object_hint(value)}")
         with np.errstate(invalid="ignore"):  # signalling NaN is NaN, which is reported with its row
             x = torch.from_numpy(array.astype(np.float64))
     if x.ndim > 1:
@@ -385,7 +389,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, str):
         return "str; token embeddings of a sentence encoder are wanted"
     shape = getattr(value, "shape", None)
-    return type(value).__name__ if shape is None else str(tuple(shape))
+    return type(value).__name__ if shape is None else f"{tuple(shape)}{object_hint(value)}"
 
 
 def _rows_where(mask: Tensor) -> list[int]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import check_unmasked, object_hint
+
 Array = Tensor | np.ndarray
 """A torch tensor or a NumPy array. Functions return the type that they were given."""
 
@@ -23,7 +25,7 @@ def real_array(value: ArrayLike, where: str) -> Array:
     Unsigned integers of more than 8 bits come as int64, extended precision as float64.
 
     Raises:
-        TypeError: not real numbers, or a tensor that is sparse, quantised or without data.
+        TypeError: not real numbers, a masked array, or a tensor that is sparse, quantised or without data.
         ValueError: lists that are no array, or integers that neither int64 nor float64 holds.
     """
     if isinstance(value, Tensor):
@@ -32,6 +34,9 @@ def real_array(value: ArrayLike, where: str) -> Array:
         if value.is_complex():
             raise TypeError(f"{where}: expected real numbers, got {value.dtype}")
         return _signed(value.detach(), where) if value.dtype in _UNSIGNED else value.detach()
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+        value = [as_numpy(real_array(item, where)) if isinstance(item, Tensor) else item for item in value]
+    check_unmasked(value, where, "fill it, or leave out what is masked")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a RecursionError is a RuntimeError
@@ -39,7 +44,7 @@ def real_array(value: ArrayLike, where: str) -> Array:
             f"{where}: expected numbers in rows of equal length, got {type(value).__name__} ({error})"
         ) from None
     if array.dtype == object:
-        array = _from_objects(array, where)
+        array = _from_objects(array, where, object_hint(value))
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{where}: expected real numbers, got {array.dtype}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
@@ -113,11 +118,11 @@ def _signed(array: Array, where: str) -> Array:
     return signed
 
 
-def _from_objects(array: np.ndarray, where: str) -> np.ndarray:
+def _from_objects(array: np.ndarray, where: str, hint: str) -> np.ndarray:
     """Python numbers that NumPy has no common type for, such as integers of more than 64 bits, as float64."""
     for item in array.flat:
         if not isinstance(item, Real):
-            raise TypeError(f"{where}: expected real numbers, got {type(item).__name__}")
+            raise TypeError(f"{where}: expected real numbers, got {type(item).__name__}{hint}")
     try:
         return array.astype(np.float64)
     except OverflowError:

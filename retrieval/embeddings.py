@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import check_mapping, check_size
+from ..base.checks import check_mapping, set_size
 from .arrays import Array, as_numpy, as_tensor, flag_array, float_array, real_array
 
 Rows = int | np.integer | slice | Sequence[int] | Sequence[bool] | Array
@@ -112,7 +112,7 @@ class TextEmbeddings:
 
     def __post_init__(self) -> None:
         _set_checked(self, "weights", float_array(self.weights, "weights"))
-        check_size(self.captions_per_video, "captions_per_video")
+        set_size(self, "captions_per_video", "captions_per_video")
         texts = len(self) if self.weights.ndim == 2 else 1
         if texts % self.captions_per_video:
             raise ValueError(
@@ -157,6 +157,8 @@ def concatenate(parts: Iterable[VideoEmbeddings]) -> VideoEmbeddings: ...
 def concatenate(parts: Iterable[TextEmbeddings]) -> TextEmbeddings: ...
 def concatenate(parts: Iterable[Embeddings]) -> Embeddings:
     """The embeddings of several batches as one, in the given order. A single item counts as a batch of one.
+
+    Batches of no texts fit those of any number of captions per video.
 
     Raises:
         TypeError: not all parts are embeddings of videos, nor all of texts; NumPy arrays and tensors mixed.
@@ -308,7 +310,7 @@ def _concatenate_videos(parts: list[VideoEmbeddings]) -> VideoEmbeddings:
 
 def _concatenate_texts(parts: list[TextEmbeddings]) -> TextEmbeddings:
     embds = _concatenate_embds(parts)
-    counts = {part.captions_per_video for part in parts}
+    counts = {part.captions_per_video for part in parts if len(part)} or {parts[0].captions_per_video}
     if len(counts) > 1:
         raise ValueError(f"concatenate: expected the same number of captions per video, got {sorted(counts)}")
     return TextEmbeddings(embds, _cat([part.weights for part in parts]), counts.pop(), parts[0].model)

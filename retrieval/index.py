@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import torch
 
-from ..base.checks import check_unique, is_unicode, video_id
+from ..base.checks import check_unique, check_unmasked, is_unicode, video_id
 from ..base.dependencies import extra
 from .arrays import as_numpy, as_tensor
 from .conditions import check_condition
@@ -202,6 +202,7 @@ class VideoIndex:
         """
         if not isinstance(video, VideoEmbeddings):
             raise TypeError(f"add: expected VideoEmbeddings (encode_video), got {type(video).__name__}")
+        check_unmasked(spans, "add: spans", "fill it with NaN where a video has no span")
         if np.ndim(video.available) == 1:
             video = _batch_of_one(video)
             uris, spans, metadata = _single(uris, str), _single_span(spans), _single(metadata, Mapping)
@@ -309,7 +310,8 @@ class VideoIndex:
             raise ValueError(f"search_like: {self.uri} holds no video {missing[0]!r}")
         embeddings = [_tensor(x) for x in stored.embeddings.embds.values()]
         weights = _equal_weights(_tensor(stored.embeddings.available))
-        result = self._search(weights, embeddings, min(k + 1, MOST_RESULTS), None, where, single=False, corrected=False)
+        most = min(int(k) + 1, MOST_RESULTS)  # the largest of a NumPy type has no next one
+        result = self._search(weights, embeddings, most, None, where, single=False, corrected=False)
         result = _without(result, names, k)
         return result[0] if single else result
 

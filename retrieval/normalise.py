@@ -86,8 +86,7 @@ class QueryBank:
         for name, value in (("beta", self.beta), ("alpha", self.alpha)):
             _check_positive(value, name)
         default = min(len(self.text), NEIGHBOURS) if self.method == "nnn" else 1
-        k = default if self.k is None else self.k
-        check_size(k, "k")
+        k = check_size(default if self.k is None else self.k, "k")
         if self.method == "nnn" and k > len(self.text):
             raise ValueError(f"k: expected at most the number of texts in the bank, {len(self.text)}, got {k}")
         object.__setattr__(self, "k", k)

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import check_unmasked
 from ..base.config import CEConfig
 from ..base.slices import slices
 from ..features.features import Features
 from ..model import inputs
+from ..retrieval.arrays import as_numpy, float_array
 from .captions import Captions, keep_videos_with_features
 from .encoder import Encoder, EncoderIdentity, identify
 from .tokens import embed_tokens
@@ -37,7 +39,8 @@ class CaptionedVideos:
     Attributes:
         features: the result of `read_features`.
         targets: (T,) int64 from 0 to B - 1, the row of the video that each caption describes.
-        tokens: (T, W, dim) of floats, in memory or mapped from a file.
+        tokens: (T, W, dim) of floats, in memory or mapped from a file; may come as a tensor or as nested lists, as
+            `targets` and `teacher` may.
         encoder: the identity of the sentence encoder of `tokens`, None where it is not known.
         teacher: (T, B) float32, scores that training draws the model's to (`teachers`); None without teachers.
 
@@ -52,12 +55,15 @@ class CaptionedVideos:
     teacher: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        targets = np.asarray(self.targets)
-        if targets.dtype.kind not in "iu" or np.ndim(self.tokens) != 3 or targets.shape != (len(self.tokens),):
+        check_unmasked(self.targets, "captions: targets", "leave out what is masked")
+        targets = as_numpy(self.targets) if isinstance(self.targets, Tensor) else np.asarray(self.targets)
+        tokens = as_numpy(float_array(self.tokens, "captions: tokens"))
+        if targets.dtype.kind not in "iu" or tokens.ndim != 3 or targets.shape != (len(tokens),):
             raise ValueError(
                 f"captions: expected targets (T,) of integers and tokens (T, W, dim), got {targets.shape} of "
-                f"{targets.dtype} and {np.shape(self.tokens)}"
+                f"{targets.dtype} and {tokens.shape}"
             )
+        object.__setattr__(self, "tokens", tokens)
         targets = targets.astype(np.int64)  # a number too large for it becomes negative, and is refused
         object.__setattr__(self, "targets", targets)
         if not len(targets) or targets.min() < 0 or targets.max() >= len(self):
@@ -66,8 +72,10 @@ class CaptionedVideos:
         if not counts.all():
             raise ValueError(f"captions: video {self.features.ids[int(counts.argmin())]!r} has no caption")
         expected = (len(targets), len(self))
-        if self.teacher is not None and np.shape(self.teacher) != expected:
-            raise ValueError(f"captions: expected teacher {expected}, got {np.shape(self.teacher)}")
+        if self.teacher is not None:
+            object.__setattr__(self, "teacher", as_numpy(float_array(self.teacher, "captions: teacher")))
+            if self.teacher.shape != expected:
+                raise ValueError(f"captions: expected teacher {expected}, got {self.teacher.shape}")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -110,6 +118,9 @@ class VideoTensors:
         sums_words: takes the sum of a caption's tokens for its only token, which is all that a text pooled by one
             cluster at 0 sees of them (`members.has_fixed_centre`), and costs a step that much less.
 
+    Raises:
+        TypeError, ValueError: no data set, one that does not fit the config, or token embeddings with NaN or Inf.
+
     Attributes:
         features: {expert: (B, dim) or (B, N, dim) float32}, zero where missing.
         available: (B, M) bool.
@@ -127,6 +138,7 @@ class VideoTensors:
         if sums_words:
             rows = slices(len(self.tokens), ROWS_AT_ONCE)
             self.tokens = np.concatenate([self.tokens[part].sum(1, np.float32, keepdims=True) for part in rows])
+        _check_tokens(self.tokens, role)
         self._by_video = np.argsort(self.targets, kind="stable")
         self._caption_counts = np.bincount(self.targets, minlength=len(self))
         self._first_captions = np.cumsum(self._caption_counts) - self._caption_counts
@@ -176,3 +188,12 @@ class VideoTensors:
                 deviation < SMALLEST_DEVIATION, 1
             ).float()
         return statistics
+
+
+def _check_tokens(tokens: np.ndarray, role: str) -> None:
+    """Raise ValueError for token embeddings that are not finite, before the loss is NaN for a reason none can see."""
+    for part in slices(len(tokens), ROWS_AT_ONCE):
+        is_finite = np.isfinite(tokens[part]).all(axis=(1, 2))
+        if not is_finite.all():
+            row = part.start + int(is_finite.argmin())
+            raise ValueError(f"{role}: text, row {row}: expected finite token embeddings, got NaN or Inf")

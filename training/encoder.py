@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 from ..base.checks import check_keys, check_mapping, is_unicode
 from ..base.dependencies import extra
 from ..base.model_hub import load_model
+from ..model.inputs import LARGEST
+from ..retrieval.arrays import Array, ArrayLike, as_numpy, float_array
 from .bert import Bert, is_plain_bert
 
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
@@ -46,8 +48,11 @@ class Encoder(Protocol):
     dim: int
     """The dimension of a token embedding."""
 
-    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """Return (W_i, dim) float32 for each sentence, W_i its number of tokens."""
+    def __call__(self, sentences: Sequence[str]) -> Iterable[ArrayLike] | Array:
+        """Return (W_i, dim) for each sentence, W_i >= 1 its number of tokens.
+
+        NumPy arrays, tensors or nested lists of numbers, in any iterable; or one array (n, W, dim) of all.
+        """
 
 
 class SentenceEncoder:
@@ -153,11 +158,11 @@ class EncoderIdentity:
 
 
 def identify(encoder: Encoder) -> EncoderIdentity:
-    """The identity of an encoder, found by encoding one sentence. Raises as `check_token_embeddings`."""
-    (tokens,) = check_token_embeddings(encoder([PROBE_SENTENCE]), [PROBE_SENTENCE], encoder)
+    """The identity of an encoder, found by encoding one sentence. Raises as `token_arrays`."""
+    (tokens,) = token_arrays([PROBE_SENTENCE], encoder, LARGEST_VALUE)
     probe = tokens.astype(np.float64).mean(0)[:PROBE_VALUES].round(PROBE_DECIMALS)
     model = encoder.model if isinstance(encoder, SentenceEncoder) else None
-    return EncoderIdentity(encoder.name, model, encoder.dim, tuple(probe.tolist()))
+    return EncoderIdentity(encoder.name, model, int(encoder.dim), tuple(probe.tolist()))
 
 
 def check_same_encoder(expected: EncoderIdentity, encoder: Encoder) -> None:
@@ -186,17 +191,33 @@ def check_same_encoder(expected: EncoderIdentity, encoder: Encoder) -> None:
         )
 
 
-def check_token_embeddings(embedded: list[np.ndarray], sentences: Sequence[str], encoder: Encoder) -> list[np.ndarray]:
-    """Return what an encoder gave; ValueError unless it is one finite array (W, dim), W >= 1, for each sentence."""
+def token_arrays(sentences: Sequence[str], encoder: Encoder, largest: float = LARGEST) -> list[np.ndarray]:
+    """The token embeddings (W, dim) of each sentence, W >= 1, as floats of NumPy.
+
+    Raises:
+        TypeError: the encoder gives anything but arrays of real numbers.
+        ValueError: it gives more or fewer arrays than there are sentences, one of another shape, or numbers that are
+            not finite or beyond the largest.
+    """
+    given = encoder(sentences)
+    is_many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
+    if not is_many or getattr(given, "ndim", 1) == 0:
+        raise TypeError(f"encoder {encoder.name}: expected an array for each sentence, got {type(given).__name__}")
+    embedded = list(given)
     if len(embedded) != len(sentences):
         raise ValueError(f"encoder {encoder.name}: expected {len(sentences)} arrays, got {len(embedded)}")
-    for sentence, x in zip(sentences, embedded, strict=True):
-        if x.ndim != 2 or not len(x) or x.shape[1] != encoder.dim or not (np.abs(x) <= LARGEST_VALUE).all():
+    arrays = []
+    for sentence, value in zip(sentences, embedded, strict=True):
+        where = f"encoder {encoder.name}, {sentence!r}"
+        x = as_numpy(float_array(value, where))
+        x = x.astype(np.float32) if x.dtype == np.float16 else x  # in half precision the largest is Inf
+        if x.ndim != 2 or not len(x) or x.shape[1] != encoder.dim or not (np.abs(x) <= largest).all():
             raise ValueError(
-                f"encoder {encoder.name}, {sentence!r}: expected (W, {encoder.dim}) of numbers up to "
-                f"{LARGEST_VALUE:g}, got {tuple(x.shape)} up to {np.abs(x).max(initial=0):g}"
+                f"{where}: expected (W, {encoder.dim}) of numbers up to {largest:g}, got {x.shape} up to "
+                f"{np.abs(x).max(initial=0):g}"
             )
-    return embedded
+        arrays.append(x)
+    return arrays
 
 
 def _check_modules(folder: Path) -> None:

@@ -323,7 +323,8 @@ class _Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(
-                f"training: the loss is {value} in epoch {self.epoch + 1}; lower learning_rate, or check the features"
+                f"training: the loss is {value} in epoch {self.epoch + 1}; lower learning_rate, or check the "
+                "features and the token embeddings"
             )
         self.optimizer.zero_grad()
         self.fabric.backward(loss)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..base.checks import check_choice, check_keys
@@ -161,9 +162,13 @@ def _batch_size(videos: int, devices: int) -> int:
 def _check_number(
     settings: TrainingConfig, name: str, least: float, below: float = math.inf, whole: bool = False
 ) -> None:
+    """Raise TypeError or ValueError unless a setting is such a number; one of NumPy's becomes Python's."""
     value = getattr(settings, name)
     if value is None and name in MAY_BE_LEFT_OUT:
         return
+    if isinstance(value, np.integer | np.floating):
+        value = value.item()
+        object.__setattr__(settings, name, value)
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise TypeError(f"training: {name}: expected {'an integer' if whole else 'a number'}, got {value!r}")
     if not least <= value < below:

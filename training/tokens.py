@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from ..base.dependencies import extra
 from ..base.files import naming, replacing
 from ..base.slices import slices
-from .encoder import Encoder, EncoderIdentity, check_token_embeddings, identify
+from .encoder import LARGEST_VALUE, Encoder, EncoderIdentity, identify, token_arrays
 
 SENTENCES_AT_ONCE = 256
 """Sentences that are encoded together, and lie in one file."""
@@ -107,7 +107,7 @@ def _encode(sentences: list[str], encoder: Encoder, folder: Path) -> Iterator[tu
     with extra("tqdm", "training").tqdm(total=len(sentences), unit=" sentences", desc=encoder.name) as progress:
         for rows in slices(len(sentences), SENTENCES_AT_ONCE):
             batch = sentences[rows]
-            embedded = [x.astype(np.float16) for x in check_token_embeddings(encoder(batch), batch, encoder)]
+            embedded = [x.astype(np.float16) for x in token_arrays(batch, encoder, LARGEST_VALUE)]
             _write(folder, batch, embedded)
             yield from zip(batch, embedded, strict=True)
             progress.update(len(batch))

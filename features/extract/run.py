@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...base.checks import check_choice, check_size, is_unicode
+from ...base.checks import check_choice, check_size, check_unmasked, is_unicode
 from ...base.dependencies import extra
 from ...base.files import errors_path, local_path, write_errors
 from .clips import Clip, Clips, MediaFile, read_clips
@@ -155,7 +155,7 @@ def extract_features(
         OSError: another run writes to the dataset, or it cannot be written.
         RuntimeError: an expert fails on every clip.
     """
-    check_size(workers, "workers")
+    workers = check_size(workers, "workers")
     check_choice(dtype, ("float16", "float32"), "dtype")
     clips, to = clips or Clips(), Path(to)
     making = Making(clips.to_dict(), dtype, {x.name: describe(x) for x in extractors}, package_versions())
@@ -293,6 +293,8 @@ class _Run:
         """The output with its array, or ValueError unless it has the expert's form."""
         if output is None:
             return None
+        array = output.array if isinstance(output, Extracted) else output
+        check_unmasked(array, "array", "return None where a clip has nothing of the expert")
         extracted = output if isinstance(output, Extracted) else Extracted(np.asarray(output))
         x = np.asarray(extracted.array)
         expected = f"(N, {extractor.dim})" if extractor.sequence else f"({extractor.dim},)"

@@ -308,8 +308,9 @@ def _embed_one(zero_shot, trusted):
 
 def test_operator_checks_sentences():
     zero_shot = ZeroShotOperator(ZeroShot({}, None, {}))
-    with pytest.raises(TypeError, match="expected text or a list of texts"):
-        zero_shot.encode_sentences([3])
+    for sentences in ([3], None, 5, np.array("a")):
+        with pytest.raises(TypeError, match="sentences: expected text or a list of texts, got"):
+            zero_shot.encode_sentences(sentences)
     with pytest.raises(ValueError, match="expected at least one"):
         zero_shot.encode_sentences([])
 

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import towhee.models.collaborative_experts.collaborative_experts as towhee_ce
 from hypothesis import given
@@ -96,6 +97,18 @@ def test_round_trip_through_json(experts, use_ce, switches, layers, shared_dim):
         num_h_layers=layers[1],
     )
     assert CEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int8])
+def test_sizes_of_numpy_are_sizes(kind):
+    """They become Python's: `int8` overflows in dim * clusters, and JSON knows none of NumPy's."""
+    plain = short(experts={"a": 3, "b": {"dim": 64, "clusters": 4, "max_tokens": 3}}, shared_dim=8, num_g_layers=2)
+    config = json.loads(json.dumps(plain), parse_int=lambda digits: kind(int(digits)))
+    assert CEConfig.from_dict(config).to_dict() == CEConfig.from_dict(plain).to_dict()
+    json.dumps(CEConfig.from_dict(config).to_dict())
+    dims = {"expert_dims": {"a": [96, 8], "b": [64, 8]}, "vlad_clusters": {"a": 4, "text": 2}, "ce_shared_dim": 8}
+    config = json.loads(json.dumps(dims), parse_int=lambda digits: kind(int(digits)))
+    assert CEConfig.from_dict(config) == CEConfig.from_dict(dims)
 
 
 def test_a_file_with_a_byte_order_mark(tmp_path):

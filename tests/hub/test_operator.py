@@ -219,6 +219,49 @@ def test_eight_threads_on_one_instance(small_op):
         assert largest_difference(ours[0], wanted[0]) == largest_difference(ours[1], wanted[1]) == 0
 
 
+# --- sentences ----------------------------------------------------------------------------------------
+
+
+class Counted:
+    """An encoder of the user's own: each word is its length; `form` is what it makes of its arrays."""
+
+    name, dim = "counted", SMALL.text.dim
+
+    def __init__(self, form=list):
+        self.form = form
+
+    def __call__(self, sentences):
+        lengths = [[len(word) for word in sentence.split()] for sentence in sentences]
+        return self.form([np.repeat(np.float32(x)[:, None], self.dim, axis=1) for x in lengths])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda arrays: [torch.from_numpy(x).bfloat16().requires_grad_() for x in arrays],
+        lambda arrays: torch.from_numpy(np.stack(arrays)),
+        lambda arrays: (x.tolist() for x in arrays),
+    ],
+)
+def test_an_encoder_of_ones_own(form, small_op):
+    sentences = ["a dog runs", "two cats sleep"]
+    expected = small_op.encode_sentences(sentences, Counted())
+    assert largest_difference(small_op.encode_sentences(sentences, Counted(form)).embds, expected.embds) == 0
+    one = small_op.encode_sentences(sentences[1], Counted(form))
+    assert largest_difference(one.embds, expected[1].embds) < 1e-6
+
+
+@pytest.mark.parametrize("sentences", [None, 5, b"a dog", [b"a dog"], ["a dog", None], np.array("a dog")])
+def test_what_is_no_sentence(sentences, small_op):
+    with pytest.raises(TypeError, match="sentences: expected text or a list of texts, got"):
+        small_op.encode_sentences(sentences, Counted())
+
+
+def test_an_encoder_that_loses_sentences_is_refused(small_op):
+    with pytest.raises(ValueError, match="encoder counted: expected 2 arrays, got 1"):
+        small_op.encode_sentences(["a dog", "two cats"], Counted(lambda arrays: arrays[1:]))
+
+
 # --- Towhee -------------------------------------------------------------------------------------------
 
 

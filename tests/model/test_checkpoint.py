@@ -7,6 +7,7 @@ import re
 import sys
 import types
 import zipfile
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -53,6 +54,23 @@ def test_files_that_load(name, state, small_op, tmp_path):
     op = CollaborativeExperts(SMALL, path, device="cpu")
     assert op.pretrained
     assert same(op, small_op)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_parameters_with_gradients(is_zip, small_op, tmp_path):
+    """`keep_vars=True` writes the parameters themselves; what is read are plain tensors."""
+    path = tmp_path / "w.pth"
+    state = cenet(SMALL).state_dict(keep_vars=True)
+    next(iter(state.values())).note = {"detach": OrderedDict}  # attributes of a parameter are written, too
+    next(iter(state.values())).detach = OrderedDict
+    assert any(x.requires_grad for x in state.values())
+    torch.save(state, path, _use_new_zipfile_serialization=is_zip)
+    assert all(type(x) is torch.Tensor and not x.requires_grad for x in read_weights(path).values())
+    op = CollaborativeExperts(SMALL, path, device="cpu")
+    assert same(op, small_op)
+    op.save(tmp_path / "again.safetensors")
+    assert same(CollaborativeExperts(weights_path=tmp_path / "again.safetensors", device="cpu"), small_op)
+    assert op.identity == small_op.identity
 
 
 def test_old_files_with_parameters_no_longer_used(state, small_op, tmp_path):

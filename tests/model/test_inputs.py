@@ -298,6 +298,13 @@ for _ in range(10_000):
 
 # name: (what to change of a good call (experts, ind, text) for three videos, error, words of its message)
 
+
+def _objects(rows):
+    array = np.empty(len(rows), dtype=object)
+    array[:] = list(rows)
+    return array
+
+
 BAD = {
     "experts no dict": (lambda e, i, t: ([1], i, t), TypeError, "experts: expected a dict keyed by expert, got list"),
     "ind no dict": (lambda e, i, t: (e, np.ones((3, 4)), t), TypeError, "ind: expected a dict keyed by expert, got ndarray"),
@@ -316,6 +323,9 @@ BAD = {
     "beyond float32": (lambda e, i, t: ({**e, "face": np.full((3, 12), 1e300)}, i, t), ValueError, "experts['face'], rows [0, 1, 2]: expected finite"),
     "None row where ind is 1": (lambda e, i, t: ({**e, "face": [None, *e["face"][1:]]}, i, t), ValueError, "experts['face'], row 0: expected finite"),
     "object dtype": (lambda e, i, t: ({**e, "face": np.full((3, 12), None)}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype object"),
+    "array of arrays": (lambda e, i, t: ({**e, "face": _objects(e["face"])}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype object (ndarray); pass list(x) where its objects are arrays"),
+    "ind of objects": (lambda e, i, t: (e, {**i, "face": i["face"].astype(object)}, t), TypeError, "ind['face']: expected 0 or 1, got dtype object; pass list(x) where its objects are arrays, x.astype(float)"),
+    "text of arrays": (lambda e, i, t: (e, i, _objects(t[:, 0])), ValueError, "or (B, K, W, 24), got (3,); pass list(x) where its objects are arrays"),
     "strings": (lambda e, i, t: ({**e, "face": "face.npy"}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype <U8 (str)"),
     "bool features": (lambda e, i, t: ({**e, "face": np.ones((3, 12), dtype=bool)}, i, t), TypeError, "experts['face']: expected floats or integers, got dtype bool"),
     "bool tensor features": (lambda e, i, t: ({**e, "face": torch.ones(3, 12, dtype=torch.bool)}, i, t), TypeError, "experts['face']: expected floats or integers, got torch.bool"),
@@ -349,6 +359,11 @@ BAD = {
     "too large": (lambda e, i, t: ({**e, "face": changed(e["face"], (1, 4), 1e16)}, i, t), ValueError, "experts['face'], row 1: expected finite features where ind is 1, got NaN, Inf or beyond 1e+15"),
     "empty sequence first": (lambda e, i, t: ({**e, "ocr": [[], *e["ocr"][1:]]}, i, t), ValueError, "experts['ocr'], row 0: expected (N, 300) with N >= 1, got (0,); a video without this expert is None"),
     "masked array": (lambda e, i, t: ({**e, "face": np.ma.masked_invalid(e["face"])}, i, t), TypeError, "experts['face']: expected an array, got a masked one; fill it with NaN"),
+    "masked tokens of a list": (lambda e, i, t: ({**e, "ocr": [list(np.ma.masked_invalid(e["ocr"][0]))] * 3}, i, t), TypeError, "experts['ocr'], row 0: expected an array, got a masked one; fill it with NaN"),
+    "ind masked": (lambda e, i, t: (e, {**i, "face": np.ma.MaskedArray([1, 1, 1], [0, 1, 0])}, t), TypeError, "ind['face']: expected an array, got a masked one; fill it with 0"),
+    "ind masked value": (lambda e, i, t: (e, {**i, "face": [1, np.ma.masked, 1]}, t), TypeError, "ind['face']: expected an array, got a masked one; fill it with 0"),
+    "text masked": (lambda e, i, t: (e, i, np.ma.masked_invalid(t)), TypeError, "text: expected an array, got a masked one; leave out the tokens that are masked"),
+    "text masked tokens": (lambda e, i, t: (e, i, [list(np.ma.masked_invalid(x[0])) for x in t]), TypeError, "text: expected an array, got a masked one; leave out"),
     "meta tensor": (lambda e, i, t: ({**e, "face": torch.ones(3, 12, device="meta")}, i, t), TypeError, "experts['face']: expected a dense tensor"),
     "nested tensor": (lambda e, i, t: ({**e, "face": torch.nested.nested_tensor([torch.ones(12)] * 3, layout=torch.jagged)}, i, t), TypeError, "experts['face']: expected a dense tensor"),
     "ind sparse": (lambda e, i, t: (e, {**i, "face": torch.ones(3).to_sparse()}, t), TypeError, "ind['face']: expected a dense tensor"),

@@ -39,6 +39,19 @@ class TestConcatenate:
         both = concatenate([text, text])
         assert (both.captions_per_video, both.model, len(both)) == (2, identity, 8)
 
+    def test_no_texts_fit_any_number_of_captions(self):
+        text, _ = random_embeddings(4, 4)
+        pairs = TextEmbeddings(text.embds, text.weights, captions_per_video=2)
+        for parts in ([pairs, text[:0]], [text[:0], pairs]):
+            both = concatenate(parts)
+            assert (len(both), both.captions_per_video) == (4, 2)
+        assert concatenate([pairs[:0], text]).captions_per_video == 1
+        assert concatenate([pairs[:0], text[:0]]).captions_per_video == 2
+
+    def test_captions_of_numpy(self):
+        text = TextEmbeddings({"a": np.ones((4, 1))}, np.ones((4, 1)), captions_per_video=np.int64(2))
+        assert type(text.captions_per_video) is int
+
     def test_torch(self):
         video = VideoEmbeddings({"a": torch.ones(2, 3)}, torch.ones(2, 1, dtype=torch.bool))
         assert concatenate([video, video]).joint().shape == (4, 3)
@@ -67,6 +80,32 @@ class TestConcatenate:
             concatenate([video, others])
         with pytest.raises(ValueError, match="number of captions"):
             concatenate([text, TextEmbeddings(text.embds, text.weights, captions_per_video=5)])
+
+
+MASKED = np.ma.MaskedArray([[1.0], [1.0]], [[False], [True]])
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda: VideoEmbeddings({"a": MASKED}, [[1], [1]]), r"embds\['a'\]"),
+        (lambda: VideoEmbeddings({"a": list(MASKED)}, [[1], [1]]), r"embds\['a'\]"),
+        (lambda: VideoEmbeddings({"a": [[1.0], [1.0]]}, MASKED), "available"),
+        (lambda: TextEmbeddings({"a": [[1.0], [1.0]]}, MASKED), "weights"),
+        (lambda: VideoEmbeddings({"a": [[1.0], [1.0]]}, [[1], [1]])[np.ma.MaskedArray([0, 1], [0, 1])], "rows"),
+    ],
+)
+def test_a_mask_is_not_passed_over(make, where):
+    with pytest.raises(TypeError, match=f"{where}: expected an array, got a masked one; fill it, or leave out"):
+        make()
+
+
+def test_arrays_of_arrays_are_passed_as_lists():
+    rows = np.empty(2, dtype=object)
+    rows[:] = [np.ones(3), np.ones(3)]
+    with pytest.raises(TypeError, match=r"embds\['a'\]: expected real numbers, got ndarray; pass list\(x\)"):
+        VideoEmbeddings({"a": rows}, [[1], [1]])
+    assert VideoEmbeddings({"a": list(rows)}, [[1], [1]]).embds["a"].shape == (2, 3)
 
 
 class TestIdentity:

@@ -223,6 +223,21 @@ def test_columns_of_tables(tmp_path):
     np.testing.assert_array_equal(found.spans, [[np.nan, np.nan], [0, 1.5]])
 
 
+def test_k_of_numpy_does_not_overflow(filled):
+    index = filled[0]
+    assert index.search_like(NAMES[:2], np.uint8(255)).ids.tolist() == index.search_like(NAMES[:2], 255).ids.tolist()
+
+
+def test_masked_spans_are_refused(tmp_path):
+    _, video = random_embeddings(2, 2)
+    spans = np.ma.MaskedArray([[0.0, 1.0], [1.0, 2.0]], [[False, False], [True, True]])
+    with VideoIndex(tmp_path / "i.lance") as index:
+        for some in (slice(2), 1):
+            with pytest.raises(TypeError, match="add: spans: expected an array, got a masked one; fill it with NaN"):
+                index.add(["a", "b"][some], video[some], spans=spans[some])
+        assert len(index) == 0
+
+
 EXTRAS = [
     ({"uris": ["a"]}, ValueError, "uris: expected one for each of 60 videos, got 1"),
     ({"uris": [3] * 60}, TypeError, "uris, row 0: expected text or None"),

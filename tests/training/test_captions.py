@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
-from collaborative_experts import CaptionedVideos, Features, caption_videos
+from collaborative_experts import CaptionedVideos, CEConfig, Features, caption_videos
 from collaborative_experts.training import tokens as token_files
 from collaborative_experts.training.captions import Captions, read_captions
+from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.encoder import PROBE_SENTENCE
 from collaborative_experts.training.tokens import embed_tokens
 
@@ -166,11 +168,41 @@ def test_captions_that_do_not_fit(targets, tokens, message):
         CaptionedVideos(FEATURES, np.array(targets), tokens)
 
 
+@pytest.mark.parametrize("name", ["targets", "tokens"])
+def test_a_mask_is_not_passed_over(name):
+    arrays = {"targets": np.array([2, 0, 1, 0]), "tokens": np.ones((4, 3, 4))}
+    with pytest.raises(TypeError, match=f"captions: {name}: expected an array, got a masked one"):
+        CaptionedVideos(FEATURES, **arrays | {name: np.ma.MaskedArray(arrays[name])})
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "uint64"])
 def test_targets_of_any_integer_type(dtype):
     dataset = CaptionedVideos(FEATURES, np.array([2, 0, 1, 0], dtype=dtype), np.zeros((4, 3, 4)))
     assert dataset.targets.dtype == np.int64
     assert dataset[[0]].targets.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.tolist(),
+        torch.from_numpy,
+        lambda x: torch.from_numpy(x).requires_grad_() if x.dtype.kind == "f" else torch.from_numpy(x),
+        lambda x: torch.from_numpy(x).bfloat16() if x.dtype.kind == "f" else torch.from_numpy(x),
+        lambda x: list(torch.from_numpy(x)),
+    ],
+    ids=["lists", "tensors", "with gradients", "bfloat16", "lists of tensors"],
+)
+def test_captions_as_lists_and_tensors(form):
+    targets, tokens = np.array([2, 0, 1, 0]), np.arange(48.0).reshape(4, 3, 4)
+    teacher = np.arange(12.0).reshape(4, 3)
+    dataset = CaptionedVideos(FEATURES, form(targets), form(tokens), teacher=form(teacher))[[0]]
+    assert dataset.targets.tolist() == [0, 0]
+    assert np.array_equal(dataset.tokens, tokens[[1, 3]])
+    assert np.array_equal(dataset.teacher, teacher[[1, 3], :1])
+    config = CEConfig.from_dict({"experts": {"motion": 2}, "text": {"dim": 4}, "use_ce": ""})
+    batch = VideoTensors(dataset, config, "data").batch(np.array([0]), np.array([1]))
+    assert batch[2].tolist() == tokens[[3]].tolist()
 
 
 @pytest.mark.parametrize("target", [2**32, 2**62, 2**64 - 1])

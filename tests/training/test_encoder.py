@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from collaborative_experts import SentenceEncoder
 from collaborative_experts.training import encoder as encoders
-from collaborative_experts.training.encoder import EncoderIdentity, check_same_encoder, identify
+from collaborative_experts.training.encoder import EncoderIdentity, check_same_encoder, identify, token_arrays
 
 
 class Letters:
@@ -41,9 +42,80 @@ def test_identity_of_an_encoder():
     assert EncoderIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
 
 
+def test_a_dim_of_numpy_is_written_as_a_number():
+    encoder = Letters()
+    encoder.dim = np.int64(20)
+    assert json.loads(json.dumps(identify(encoder).to_dict()))["dim"] == 20
+
+
 def test_an_encoder_that_fails_has_no_identity():
     with pytest.raises(ValueError, match=r"encoder letters, 'A brown dog .*: expected \(W, 20\) of numbers up to"):
         identify(Broken())
+
+
+class Reshaped(Letters):
+    """Token embeddings of sentences of three words in any form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def __call__(self, sentences):
+        return self.form(super().__call__(sentences))
+
+
+THREE_WORDS = ["a dog runs", "two cats sleep"]
+
+FORMS = {
+    "tensors": lambda arrays: [torch.from_numpy(x) for x in arrays],
+    "tensors with gradients": lambda arrays: [torch.from_numpy(x).requires_grad_() for x in arrays],
+    "float16": lambda arrays: [torch.from_numpy(x).half() for x in arrays],
+    "bfloat16": lambda arrays: [torch.from_numpy(x).bfloat16() for x in arrays],
+    "nested lists": lambda arrays: [x.tolist() for x in arrays],
+    "lists of tensors": lambda arrays: [list(torch.from_numpy(x).requires_grad_()) for x in arrays],
+    "one array": np.stack,
+    "one tensor": lambda arrays: torch.from_numpy(np.stack(arrays)).requires_grad_(),
+    "a generator": lambda arrays: (x for x in arrays),
+    "a tuple": tuple,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_encoder_may_give_its_arrays_in_any_form(form):
+    encoder, expected = Reshaped(FORMS[form]), Letters()(THREE_WORDS)
+    for found, x in zip(token_arrays(THREE_WORDS, encoder), expected, strict=True):
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_allclose(found, x, rtol=2**-8)
+    np.testing.assert_allclose(identify(encoder).probe, identify(Letters()).probe, rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "message"),
+    [
+        (lambda arrays: arrays[:-1], ValueError, "encoder letters: expected 2 arrays, got 1"),
+        (lambda arrays: arrays * 2, ValueError, "encoder letters: expected 2 arrays, got 4"),
+        (lambda arrays: arrays[0], ValueError, "encoder letters: expected 2 arrays, got 3"),
+        (lambda arrays: dict(enumerate(arrays)), TypeError, "expected an array for each sentence, got dict"),
+        (lambda arrays: set(map(torch.from_numpy, arrays)), TypeError, "an array for each sentence, got set"),
+        (lambda arrays: None, TypeError, "expected an array for each sentence, got NoneType"),
+        (lambda arrays: np.array(1.0), TypeError, "expected an array for each sentence, got ndarray"),
+        (
+            lambda arrays: [arrays[0], arrays[1].T],
+            ValueError,
+            r"'two cats sleep': expected \(W, 20\) of .* got \(20, 3\) up",
+        ),
+        (
+            lambda arrays: [arrays[0], arrays[1][:0]],
+            ValueError,
+            r"sleep': expected \(W, 20\) of .*, got \(0, 20\) up",
+        ),
+        (lambda arrays: [x.astype(np.float16) * np.float16("inf") for x in arrays], ValueError, "got .* up to inf"),
+        (lambda arrays: ["a", "b"], TypeError, "encoder letters, 'a dog runs': expected real numbers"),
+    ],
+)
+def test_other_than_an_array_for_each_sentence_is_refused(form, error, message):
+    with pytest.raises(error, match=message):
+        token_arrays(THREE_WORDS, Reshaped(form))
 
 
 def test_the_same_encoder_passes():

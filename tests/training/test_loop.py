@@ -565,6 +565,19 @@ def _without(data, name):
     return CaptionedVideos(Features(data.features.ids, data.features.experts, ind), data.targets, data.tokens)
 
 
+def _with_token(data, row, value):
+    tokens = np.array(data.tokens)
+    tokens[row, 1, 2] = value
+    return CaptionedVideos(data.features, data.targets, tokens)
+
+
+def test_settings_of_numpy_become_pythons():
+    settings = TrainingConfig(epochs=np.int64(3), seed=np.uint8(7), learning_rate=np.float32(0.5))
+    assert (type(settings.epochs), type(settings.seed), type(settings.learning_rate)) == (int, int, float)
+    with pytest.raises(TypeError, match=r"training: epochs: expected an integer, got 2\.0"):
+        TrainingConfig(epochs=np.float64(2))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -574,6 +587,16 @@ def _without(data, name):
             lambda data: CaptionedVideos(data.features, data.targets, data.tokens[:, :, :9]),
             ValueError,
             "train_dataset: expected tokens of size 10, got 9",
+        ),
+        (
+            lambda data: _with_token(data, row=37, value=np.nan),
+            ValueError,
+            "train_dataset: text, row 37: expected finite token embeddings, got NaN or Inf",
+        ),
+        (
+            lambda data: _with_token(data, row=3, value=np.inf),
+            ValueError,
+            "train_dataset: text, row 3: expected finite token embeddings",
         ),
     ],
 )

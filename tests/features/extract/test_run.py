@@ -284,6 +284,7 @@ class TestExperts:
             (np.zeros((1, 2)), r"expected \(2,\) of numbers, got \(1, 2\)"),
             (np.array(["a", "b"]), r"of numbers, got \(2,\) of <U1"),
             (np.array([np.nan, 0]), "finite numbers up to 65504"),
+            (np.ma.MaskedArray([1.0, 0.0], [False, True]), "array: expected an array, got a masked one; return None"),
             (np.array([1e6, 0]), r"up to 65504 \(float16\)"),
             (Extracted(np.zeros(2), text="\ud83d"), r"text and labels in Unicode, got '\\ud83d'"),
             (Extracted(np.zeros(2), text=7), "text and labels in Unicode, got 7"),
