@@ -318,6 +318,8 @@ class CollaborativeExperts(NNOperator):
                 raise ValueError(f"encode_sentences: the weights {named}; pass encoder=...")
             encoder = SentenceEncoder(known.model, trusted=False)
         if encoder is not self._checked_encoder:
+            if not (callable(encoder) and hasattr(encoder, "name") and hasattr(encoder, "dim")):
+                raise TypeError(f"encoder: expected a callable with `name` and `dim`, got {type(encoder).__name__}")
             if known is not None:
                 check_same_encoder(known, encoder)
             elif encoder.dim != self.config.text.dim:

@@ -257,6 +257,11 @@ def test_what_is_no_sentence(sentences, small_op):
         small_op.encode_sentences(sentences, Counted())
 
 
+def test_a_function_is_no_encoder(small_op):
+    with pytest.raises(TypeError, match="encoder: expected a callable with `name` and `dim`, got function"):
+        small_op.encode_sentences(["a dog"], lambda sentences: [np.ones((1, SMALL.text.dim))] * len(sentences))
+
+
 def test_an_encoder_that_loses_sentences_is_refused(small_op):
     with pytest.raises(ValueError, match="encoder counted: expected 2 arrays, got 1"):
         small_op.encode_sentences(["a dog", "two cats"], Counted(lambda arrays: arrays[1:]))
