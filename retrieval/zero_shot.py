@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..base.modes import own_modes
 from .arrays import as_tensor
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .similarity import check_pair
@@ -169,6 +170,7 @@ def prepare_zero_shot(
     return ZeroShot(experts, encoder, centres)
 
 
+@own_modes()
 def with_fitted_weights(
     zero_shot: ZeroShot, text: TextEmbeddings, video: VideoEmbeddings, targets: Sequence[int] | np.ndarray
 ) -> ZeroShot:
@@ -183,7 +185,7 @@ def with_fitted_weights(
         TypeError, ValueError: embeddings that cannot be compared.
     """
     check_pair("with_fitted_weights", text, video)
-    available = as_tensor(video.available)
+    available = as_tensor(video.available).clone()  # one made in inference mode takes part in no gradient
     products = torch.stack(
         [as_tensor(text.embds[name]).float() @ as_tensor(video.embds[name]).float().T for name in text.experts], dim=2
     ).masked_fill(~available, 0)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig
 from ..base.dependencies import extra
+from ..base.modes import own_modes
 from ..base.threads import side_by_side
 from ..model.cenet import CEModel, initial_state, model_of
 from ..model.checkpoint import read_weights
@@ -64,6 +65,7 @@ class TrainingResult:
     history: list[dict[str, float]]
 
 
+@own_modes()
 def train(
     config: CEConfig,
     settings: TrainingConfig,
@@ -328,6 +330,7 @@ class _Run:
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         self.optimizer.step()
+        torch.clear_autocast_cache()  # PyTorch drops casts of the old weights only outside of any other autocast
         self.step += 1
         update_average(self.average, self.model.state_dict(), self.settings.average, self.step)
         return value

@@ -223,6 +223,41 @@ def test_the_same_seed_gives_the_same_run(tmp_path):
     assert first == second != third
 
 
+def _half():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, _half])
+def test_the_callers_modes_change_nothing(tmp_path, mode, precision):
+    """Neither where weights are learned from the start nor where training goes on from those that the mode loaded."""
+
+    def run(folder):
+        op, data = untrained(), captioned(24, missing=0.2)
+        settings = QUICK | {"precision": precision}
+        for name in ("first", "second"):
+            result = op.train(settings, data[:16], data[16:], folder=str(folder / name))
+        return load_file(result.weights_path)
+
+    expected = run(tmp_path / "without")
+    with mode():
+        got = run(tmp_path / "within")
+        recorded, cast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(x, expected[name]) for name, x in got.items())
+    assert (recorded, cast) == (mode is _half, mode is _half)  # and what the caller set stays
+
+
+def test_half_precision_computes_with_the_weights_of_each_step(tmp_path):
+    """PyTorch keeps casts of weights, which are old after a step. Losses would then stay where they began."""
+    data = captioned(32)
+    single, half = (
+        losses(untrained().train(QUICK | {"precision": precision}, data, folder=str(tmp_path / precision), epochs=6))
+        for precision in ("float32", "bfloat16")
+    )
+    assert single[-1] < 0.8 * single[0]
+    np.testing.assert_allclose(half, single, rtol=0.02)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, precision):
     data, validation = captioned(40, missing=0.3), captioned(16, seed=1)
