@@ -190,9 +190,9 @@ def with_fitted_weights(
         [as_tensor(text.embds[name]).float() @ as_tensor(video.embds[name]).float().T for name in text.experts], dim=2
     ).masked_fill(~available, 0)
     wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64))
-    logits = torch.zeros(len(text.experts), requires_grad=True)
+    logits = torch.zeros(len(text.experts), dtype=torch.float32, device="cpu", requires_grad=True)
     spread = products.std(correction=0).clamp_min(LEAST_SPREAD).item()
-    temperature = torch.tensor(np.log(1 / spread), requires_grad=True)
+    temperature = torch.tensor(np.log(1 / spread), dtype=torch.float64, device="cpu", requires_grad=True)
     optimiser = torch.optim.Adam([logits, temperature], lr=FIT_RATE)
     for _ in range(FIT_STEPS):
         used = logits.softmax(0) * available

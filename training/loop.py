@@ -192,7 +192,7 @@ def _train_members(run: _Run, members: Sequence[_Run], search: Mapping[str, Any]
 
 def _sums_words(config: CEConfig, settings: TrainingConfig, weights: Mapping[str, Tensor] | None) -> bool:
     """True where the model sees of a caption the sum of its words alone."""
-    at_zero = weights is None or not weights.get("text_pooling.clusters2", torch.zeros(1)).any()
+    at_zero = weights is None or not weights.get("text_pooling.clusters2", torch.zeros(1, device="cpu")).any()
     return has_fixed_centre(config.text) and at_zero and not settings.word_dropout
 
 

@@ -166,6 +166,15 @@ def test_weights_are_fitted_whatever_mode_the_caller_is_in(mode):
     assert with_fitted_weights(zero_shot, text, video, targets) == expected  # of what was made in it
 
 
+def test_weights_are_fitted_whatever_the_callers_defaults(other_defaults):
+    experts, bank, vectors = two_experts()
+    zero_shot = prepare_zero_shot(experts, ENCODER, bank, vectors)
+    text = zero_shot.embed_texts({"sentences": rows(5, 40), "model": rows(6, 40)})
+    expected = with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), np.arange(40))
+    with other_defaults():
+        assert with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), np.arange(40)) == expected
+
+
 def test_the_weight_of_one_expert_is_one_whatever_the_captions():
     experts = {"only": ZeroShotExpert("labels", "sentences", {"class": "a:A"})}
     bank, vectors = {"sentences": rows(0, 50)}, {"only": rows(2, 1)}

@@ -20,13 +20,14 @@ from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
 from collaborative_experts.retrieval.similarity import similarity
 from collaborative_experts.training import loop, run_folder, schedule, validation
+from collaborative_experts.training.bank import BANK, read_bank
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.losses import MARGIN, batch_scores, info_nce, max_margin
 from collaborative_experts.training.model_card import write_card
 from collaborative_experts.training.objective import Objective, drop_experts
 from collaborative_experts.training.settings import combine
 from collaborative_experts.training.validation import evaluate_model
-from helpers import QUICK, TRAINABLE, captioned, untrained
+from helpers import JOINABLE, QUICK, TRAINABLE, captioned, largest_difference, untrained
 from warm_process import Process, run_script
 
 
@@ -245,6 +246,26 @@ def test_the_callers_modes_change_nothing(tmp_path, mode, precision):
         recorded, cast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
     assert all(torch.equal(x, expected[name]) for name, x in got.items())
     assert (recorded, cast) == (mode is _half, mode is _half)  # and what the caller set stays
+
+
+def test_the_callers_defaults_change_nothing(other_defaults, tmp_path):
+    """Of a search with a linear model, and of what is dropped at random."""
+    data = captioned(48, missing=0.2)
+    dropped = {"feature_dropout": 0.2, "word_dropout": 0.2, "expert_dropout": 0.2}
+
+    def run(folder):
+        _, settings = _arguments(SEARCH | {"patience": 2, "members": 2}, folder / "search")
+        found = loop.train(JOINABLE, settings, data[:30], data[30:], refit_dataset=data)
+        short = untrained().train(QUICK | dropped, data, folder=str(folder / "short"))
+        bank = read_bank(folder / "search" / BANK)
+        files = [load_file(result.weights_path, device="cpu") for result in (found, short)]
+        return [losses(found), losses(short), bank.beta], [*files, bank.text.embds]
+
+    expected, tensors = run(tmp_path / "expected")
+    with other_defaults():
+        got, others = run(tmp_path / "got")
+    assert got == expected
+    assert [largest_difference(*pair) for pair in zip(others, tensors, strict=True)] == [0] * 3
 
 
 def test_half_precision_computes_with_the_weights_of_each_step(tmp_path):
