@@ -77,7 +77,7 @@ def int8_rows(x: Tensor) -> Int8Rows:
     steps = x * (INT8_STEPS / largest)
     coarse = steps.round()
     fine = steps.sub_(coarse).mul_(2 * INT8_STEPS).round_()
-    values = torch.full((max(2 * rows, FEWEST_ROWS), x.shape[1]), INT8_ZERO, dtype=torch.uint8)
+    values = torch.full((max(2 * rows, FEWEST_ROWS), x.shape[1]), INT8_ZERO, dtype=torch.uint8, device="cpu")
     values[:rows], values[rows : 2 * rows] = coarse.add_(INT8_ZERO), fine.add_(INT8_ZERO)
     return Int8Rows(values, largest)
 
@@ -89,7 +89,7 @@ def int8_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Callable[[I
     """
     scale = weight.abs().amax(1).clamp_min_(EPSILON) / 127
     packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round_().to(torch.int8), None)
-    no_shift, bias = torch.zeros(len(scale), dtype=torch.int64), bias.clone()
+    no_shift, bias = torch.zeros(len(scale), dtype=torch.int64, device="cpu"), bias.clone()
     product = torch.ops.onednn.qlinear_pointwise.default
 
     def layer(x: Int8Rows) -> Tensor:

@@ -55,8 +55,8 @@ class Standardise(nn.Module):
     def __init__(self, expert: ExpertConfig) -> None:
         super().__init__()
         self.sequence = expert.variable
-        self.register_buffer("mean", torch.zeros(expert.dim))
-        self.register_buffer("std", torch.ones(expert.dim))
+        self.register_buffer("mean", torch.zeros(expert.dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("std", torch.ones(expert.dim, dtype=torch.float32, device="cpu"))
 
     def forward(self, x: Tensor) -> Tensor:
         y = (x - self.mean) / self.std
@@ -266,22 +266,24 @@ def _initial_parameters(module: nn.Module, generator: torch.Generator) -> dict[s
         shapes = {"clusters": module.clusters.shape, "clusters2": module.clusters2.shape}
         scale = module.feature_size**-0.5
         return {
-            key: torch.randn(*shape, generator=generator, dtype=torch.float32) * scale for key, shape in shapes.items()
+            key: torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu") * scale
+            for key, shape in shapes.items()
         }
     if isinstance(module, nn.Linear):
         bound = module.in_features**-0.5
         shapes = {"weight": module.weight.shape, "bias": module.bias.shape}
-        empty = {key: torch.empty(shape, dtype=torch.float32) for key, shape in shapes.items()}
+        empty = {key: torch.empty(shape, dtype=torch.float32, device="cpu") for key, shape in shapes.items()}
         return {key: x.uniform_(-bound, bound, generator=generator) for key, x in empty.items()}
     if isinstance(module, nn.BatchNorm1d):
         size = module.num_features
-        ones, zeros = torch.ones(size, dtype=torch.float32), torch.zeros(size, dtype=torch.float32)
+        zeros = torch.zeros(size, dtype=torch.float32, device="cpu")
+        ones = torch.ones_like(zeros)
         return {
             "weight": ones,
             "bias": zeros,
             "running_mean": zeros.clone(),
             "running_var": ones.clone(),
-            "num_batches_tracked": torch.tensor(0),
+            "num_batches_tracked": torch.tensor(0, device="cpu"),
         }
     if isinstance(module, Standardise):
         return {"mean": torch.zeros_like(module.mean), "std": torch.ones_like(module.std)}

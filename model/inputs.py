@@ -77,7 +77,7 @@ def clean_video(
     columns = []
     for name, x in features.items():
         flag = _expand_flag(flags.get(name), name, size, single)
-        has_expert = torch.zeros(size, dtype=torch.bool)
+        has_expert = torch.zeros(size, dtype=torch.bool, device="cpu")
         if name in given:
             has_expert = _available_rows(x, short[name], flag, f"experts[{name!r}]")
         columns.append(has_expert)
@@ -159,7 +159,7 @@ def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig, capt
         )
     is_text = isinstance(of, TextConfig)
     size = (len(items), max_tokens or 1, dim) if variable else (len(items), dim)
-    stacked = torch.zeros(size, dtype=torch.float32)
+    stacked = torch.zeros(size, dtype=torch.float32, device="cpu")
     for row, item in enumerate(items):
         if item is None and not is_text:
             stacked[row] = torch.nan
@@ -360,7 +360,8 @@ def _finite_rows(x: Tensor) -> Tensor:
 
 def _absent(expert: ExpertConfig, size: int) -> Tensor:
     """Zeros of one row's memory."""
-    zero = torch.zeros((1, 1, expert.dim) if expert.variable else (1, expert.dim), dtype=torch.float32)
+    size_of_one = (1, 1, expert.dim) if expert.variable else (1, expert.dim)
+    zero = torch.zeros(size_of_one, dtype=torch.float32, device="cpu")
     return zero.expand(size, *zero.shape[1:])
 
 

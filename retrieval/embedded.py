@@ -242,8 +242,9 @@ class Snapshot:
 
     def _finds_activated(self, queries: Queries, allowed: np.ndarray | None) -> Tensor:
         """(T,) bool: whether the best video of each text, before any correction, is an activated one."""
-        best = self._best(queries.correcting(torch.zeros(len(queries))), 1, allowed)
-        return torch.tensor([bool(_contains(self.activated, x.video).any()) for x in best], dtype=torch.bool)
+        best = self._best(queries.uncorrected(), 1, allowed)
+        found = [bool(_contains(self.activated, x.video).any()) for x in best]
+        return torch.tensor(found, dtype=torch.bool, device="cpu")
 
     @cached_property
     def activated(self) -> np.ndarray:
@@ -254,7 +255,7 @@ class Snapshot:
         for rows in slices(len(bank.text), BANK_TEXTS):
             text = bank.text[np.arange(rows.start, rows.stop)]
             embeddings = [torch.from_numpy(x) for x in text.embds.values()]
-            queries = Queries(torch.from_numpy(text.weights), embeddings).correcting(torch.zeros(len(text)))
+            queries = Queries(torch.from_numpy(text.weights), embeddings).uncorrected()
             parts += [best.video for best in self._best(queries, bank.k or 1, None)]
         return np.unique(np.concatenate(parts))
 

@@ -224,7 +224,7 @@ def _check_targets(targets: ArrayLike | None, texts: int, videos: int) -> Tensor
             raise ValueError(
                 f"targets: expected the video of each text, since {texts} texts are no multiple of {videos} videos"
             )
-        return torch.arange(texts) // (texts // videos)
+        return torch.arange(texts, device="cpu") // (texts // videos)
     target = as_tensor(real_array(targets, "targets")).cpu()
     if target.is_floating_point() or target.dtype == torch.bool:
         raise TypeError(f"targets: expected integers, the rows of the videos, got {target.dtype}")
@@ -239,7 +239,7 @@ def _check_targets(targets: ArrayLike | None, texts: int, videos: int) -> Tensor
 
 def _check_mask(query_mask: ArrayLike | None, texts: int) -> Tensor:
     if query_mask is None:
-        return torch.ones(texts, dtype=torch.bool)
+        return torch.ones(texts, dtype=torch.bool, device="cpu")
     mask = as_tensor(real_array(query_mask, "query_mask")).cpu()
     if tuple(mask.shape) != (texts,) or not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"query_mask: expected ({texts},) of 0 and 1, got {tuple(mask.shape)} {mask.dtype}")
@@ -250,10 +250,11 @@ def _check_mask(query_mask: ArrayLike | None, texts: int) -> Tensor:
 
 def _first_pass(tiles: Tiles, target: Tensor, with_best: bool) -> tuple[Tensor, Tensor]:
     """The score of each text with its own video, and, if asked for, the row of its best video; (T,) each."""
-    target_scores, best, best_videos = torch.empty(0), torch.empty(0), torch.zeros_like(target)
+    target_scores = best = torch.empty(0, dtype=torch.float32, device="cpu")
+    best_videos = torch.zeros_like(target)
     for rows, columns, tile in tiles:
         if not len(target_scores):
-            target_scores, best = torch.empty(2, len(target), dtype=tile.dtype).fill_(_lowest(tile.dtype))
+            target_scores, best = target.new_empty(2, len(target), dtype=tile.dtype).fill_(_lowest(tile.dtype))
         at_row, at_column = _target_positions(rows, columns, target)
         target_scores[rows.start + at_row] = tile[at_row.to(tile.device), at_column.to(tile.device)].cpu()
         if with_best:
@@ -289,7 +290,7 @@ def _best_of_videos(target_scores: Tensor, target: Tensor, used: Tensor, videos:
     """The best score of each video's own texts, (B,), and the number of them that have it, 0 without texts."""
     target, scores = target[used], target_scores[used]
     best = scores.new_full((videos,), _lowest(scores.dtype)).scatter_reduce_(0, target, scores, "amax")
-    count = torch.zeros(videos, dtype=torch.long).index_add_(0, target, (scores == best[target]).long())
+    count = target.new_zeros(videos).index_add_(0, target, (scores == best[target]).long())
     return best, count
 
 
@@ -301,8 +302,8 @@ class _Counts:
     """The numbers of scores above, and equal to, that of the right answer, for each text and each video."""
 
     def __init__(self, texts: int, videos: int) -> None:
-        self.of_texts = torch.zeros(2, texts, dtype=torch.long)
-        self.of_videos = torch.zeros(2, videos, dtype=torch.long)
+        self.of_texts = torch.zeros(2, texts, dtype=torch.long, device="cpu")
+        self.of_videos = torch.zeros(2, videos, dtype=torch.long, device="cpu")
 
     def add_to_texts(self, rows: slice, scores: Tensor, limits: Tensor) -> None:
         """Count a tile's videos, for texts with the given scores of their right answers, (rows,)."""

@@ -139,10 +139,10 @@ class Queries:
 
     def __init__(self, weights: Tensor, embeddings: Sequence[Tensor]) -> None:
         self.weights, self.embeddings = weights, list(embeddings)
-        self.corrected = torch.ones(len(weights))
+        self.corrected = weights.new_ones(len(weights))
         # All experts at once, filled up with zeros, since small operations take long beside what they compute.
         dims = [x.shape[1] for x in self.embeddings]
-        filled = torch.zeros(len(dims), len(weights), max(dims))
+        filled = weights.new_zeros(len(dims), len(weights), max(dims))
         for m, x in enumerate(self.embeddings):
             filled[m, :, : x.shape[1]] = x
         rows = int8_rows(filled.flatten(0, 1))
@@ -163,6 +163,10 @@ class Queries:
         other = copy.copy(self)
         other.corrected = corrected.float()
         return other
+
+    def uncorrected(self) -> Queries:
+        """The same texts, of which none loses the videos' biases."""
+        return self.correcting(torch.zeros_like(self.corrected))
 
 
 def _query_error(x: Tensor, values: Tensor, largest: Tensor) -> Tensor:
@@ -208,9 +212,11 @@ class Chunk:
         self._starts = np.cumsum([0, *(sum(len(videos[m]) for m in experts) for experts in parts)]).tolist()
         # One after the other, as the products of several matrices are put together.
         flat = [(m, videos[m]) for experts in parts for m in experts]
-        self._steps = torch.cat([torch.empty(0), *(torch.from_numpy(scale[:, m])[rows] for m, rows in flat)])
-        self._videos = None if everywhere else torch.cat([torch.empty(0, dtype=torch.int64), *(x for _, x in flat)])
-        self.reach = STEPS * torch.tensor(dims).sqrt() * _largest(torch.from_numpy(scale * available))
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._steps = torch.cat([none.float(), *(torch.from_numpy(scale[:, m])[rows] for m, rows in flat)])
+        self._videos = None if everywhere else torch.cat([none, *(x for _, x in flat)])
+        lengths = torch.tensor(dims, dtype=torch.float32, device="cpu").sqrt()
+        self.reach = STEPS * lengths * _largest(torch.from_numpy(scale * available))
 
     def score(self, queries: Queries) -> Tensor:
         """(T, n) float32; 0 where the weights used sum to 0."""
@@ -219,7 +225,7 @@ class Chunk:
             for matrix in self._matrices:
                 matrix.settle()
         texts, totals = len(queries), self._totals(queries).float()
-        scores = torch.zeros(texts, self.size)
+        scores = torch.zeros(texts, self.size, dtype=torch.float32, device="cpu")
         texts_at_once = max(1, min(texts, PART // max(1, self.size)))
         matrices_at_once = max(1, PART // max(1, self.size * texts_at_once))
         for rows in slices(texts, texts_at_once):
@@ -358,7 +364,7 @@ def scan(score: Callable[[Item], ChunkScores], items: Iterable[Item], texts: int
         score: called on several threads.
         items: each has videos of its own.
     """
-    highest = torch.full((texts, k), -torch.inf)  # of the lower bounds
+    highest = torch.full((texts, k), -torch.inf, dtype=torch.float32, device="cpu")  # of the lower bounds
 
     def leading(item: Item) -> tuple[Candidates, Tensor]:
         return _leading(score(item), highest)  # as high as they are by then

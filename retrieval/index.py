@@ -460,7 +460,7 @@ class VideoIndex:
             rows = slice(start, start + TEXTS)
             queries = Queries(weights[rows], [x[rows] for x in embeddings])
             if not corrected:
-                queries = queries.correcting(torch.zeros(len(queries)))
+                queries = queries.uncorrected()
             if exact or ids is not None:
                 answers = self._open.search(queries, int(k), ids, where)
             else:

@@ -153,7 +153,7 @@ class QueryBank:
 
 def _log_sum_exp(tiles: Tiles, videos: int, beta: float) -> Tensor:
     """log(sum over texts of exp(beta * score)) / beta of each video, (B,) float64."""
-    total = torch.full((videos,), -torch.inf, dtype=torch.float64)
+    total = torch.full((videos,), -torch.inf, dtype=torch.float64, device="cpu")
     for _, columns, tile in tiles:
         total[columns] = total[columns].logaddexp((tile * beta).logsumexp(0).double().cpu())
     return total / beta
@@ -161,7 +161,7 @@ def _log_sum_exp(tiles: Tiles, videos: int, beta: float) -> Tensor:
 
 def _mean_of_highest(tiles: Tiles, videos: int, k: int) -> Tensor:
     """The mean of each video's k highest scores, (B,) float64."""
-    highest = torch.full((videos, k), -torch.inf)
+    highest = torch.full((videos, k), -torch.inf, dtype=torch.float32, device="cpu")
     for _, columns, tile in tiles:
         highest[columns] = torch.cat([highest[columns].to(tile.device), tile.T], dim=1).topk(k).values.cpu()
     return highest.double().mean(1)
@@ -170,14 +170,15 @@ def _mean_of_highest(tiles: Tiles, videos: int, k: int) -> Tensor:
 def _among_the_best(tiles: Tiles, texts: int, videos: int, k: int) -> Tensor:
     """True for each video that is among the k best of some text, (B,)."""
     k = min(k, videos)
-    best, best_videos = torch.full((texts, k), -torch.inf), torch.zeros(texts, k, dtype=torch.long)
+    best = torch.full((texts, k), -torch.inf, dtype=torch.float32, device="cpu")
+    best_videos = torch.zeros(texts, k, dtype=torch.long, device="cpu")
     for rows, columns, tile in tiles:
         candidates = torch.cat([best[rows].to(tile.device), tile], dim=1)
         best_here = candidates.topk(k)
-        numbers = torch.arange(columns.start, columns.stop).expand(len(best[rows]), -1)
+        numbers = torch.arange(columns.start, columns.stop, device="cpu").expand(len(best[rows]), -1)
         best[rows] = best_here.values.cpu()
         best_videos[rows] = torch.cat([best_videos[rows], numbers], dim=1).gather(1, best_here.indices.cpu())
-    activated = torch.zeros(videos, dtype=torch.bool)
+    activated = torch.zeros(videos, dtype=torch.bool, device="cpu")
     activated[best_videos.flatten()] = True
     return activated
 

@@ -255,11 +255,11 @@ def _fastest(engine: str, fbgemm: bool) -> Way:
 
 
 def _fastest_of(*ways: Way) -> Way:
-    codes = torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8)
+    codes = torch.ones(TRIAL_ROWS, TRIAL_DIM, dtype=torch.int8, device="cpu")
     held = {way: way(codes) for way in ways if is_exact(way)}
     seconds = dict.fromkeys(held, 0.0)
     for count in TRIAL_TEXTS:
-        texts = torch.ones(2 * count, TRIAL_DIM, dtype=torch.int8)
+        texts = torch.ones(2 * count, TRIAL_DIM, dtype=torch.int8, device="cpu")
         limit = HOPELESS * min(seconds.values(), default=0.0)
         seconds = {way: x + _seconds(held[way], texts) for way, x in seconds.items() if x <= limit}
     return min(seconds, key=seconds.__getitem__, default=float_product)
@@ -277,8 +277,8 @@ def _seconds_once(multiply: Multiply, texts: Tensor) -> float:
 
 def is_exact(way: Way) -> bool:
     """True where this processor computes it, without overflow for the largest numbers that occur."""
-    largest = torch.full((4, 256), INT8_STEPS, dtype=torch.int8)
-    codes = torch.full((8, 256), 127, dtype=torch.int8)
+    largest = torch.full((4, 256), INT8_STEPS, dtype=torch.int8, device="cpu")
+    codes = torch.full((8, 256), 127, dtype=torch.int8, device="cpu")
     try:
         products = [way(sign * codes)(largest[:rows]) for rows in (2, 4) for sign in (1, -1)]
     except (ImportError, RuntimeError, AttributeError):

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..base.modes import own_modes
 from .arrays import as_tensor
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from .similarity import check_pair
@@ -169,6 +170,7 @@ def prepare_zero_shot(
     return ZeroShot(experts, encoder, centres)
 
 
+@own_modes()
 def with_fitted_weights(
     zero_shot: ZeroShot, text: TextEmbeddings, video: VideoEmbeddings, targets: Sequence[int] | np.ndarray
 ) -> ZeroShot:
@@ -183,14 +185,14 @@ def with_fitted_weights(
         TypeError, ValueError: embeddings that cannot be compared.
     """
     check_pair("with_fitted_weights", text, video)
-    available = as_tensor(video.available)
+    available = as_tensor(video.available).clone()  # one made in inference mode takes part in no gradient
     products = torch.stack(
         [as_tensor(text.embds[name]).float() @ as_tensor(video.embds[name]).float().T for name in text.experts], dim=2
     ).masked_fill(~available, 0)
     wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64))
-    logits = torch.zeros(len(text.experts), requires_grad=True)
+    logits = torch.zeros(len(text.experts), dtype=torch.float32, device="cpu", requires_grad=True)
     spread = products.std(correction=0).clamp_min(LEAST_SPREAD).item()
-    temperature = torch.tensor(np.log(1 / spread), requires_grad=True)
+    temperature = torch.tensor(np.log(1 / spread), dtype=torch.float64, device="cpu", requires_grad=True)
     optimiser = torch.optim.Adam([logits, temperature], lr=FIT_RATE)
     for _ in range(FIT_STEPS):
         used = logits.softmax(0) * available

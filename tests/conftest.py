@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 # Threads that wait for each other by spinning take minutes where processes share the cores. Before PyTorch is imported.
@@ -91,6 +92,23 @@ def small_op(small_weights):
     from helpers import SMALL
 
     return CollaborativeExperts(SMALL, small_weights, device="cpu")
+
+
+@pytest.fixture(params=["float64", "float16", "bfloat16", "meta"])
+def other_defaults(request):
+    """A function that gives a context with another default dtype of PyTorch, or another default device."""
+    import torch
+
+    @contextmanager
+    def default_dtype():
+        torch.set_default_dtype(getattr(torch, request.param))
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    # On this device nothing has values. One that has them, a GPU's, is not everywhere.
+    return default_dtype if request.param != "meta" else lambda: torch.device("meta")
 
 
 @pytest.fixture(scope="module")

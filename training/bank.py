@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from ..base.files import replacing
 from ..model.cenet import CEModel
 from ..model.checkpoint import fingerprint
+from ..retrieval.arrays import as_tensor
 from ..retrieval.embeddings import ModelIdentity, TextEmbeddings
 from ..retrieval.evaluation import evaluate
 from ..retrieval.normalise import PUBLISHED_BETA, QueryBank
@@ -62,11 +63,11 @@ def make_bank(model: CEModel, data: VideoTensors, beta: float) -> QueryBank:
 
 def write_bank(path: Path, bank: QueryBank) -> None:
     """Write a bank with method "qb", its embeddings in half precision."""
-    tensors = {f"embds.{name}": torch.as_tensor(x).half().contiguous() for name, x in bank.text.embds.items()}
+    tensors = {f"embds.{name}": as_tensor(x).half().contiguous() for name, x in bank.text.embds.items()}
     model = bank.text.model
     content = {"beta": bank.beta, "experts": list(bank.text.embds), "config": model.config, "weights": model.weights}
     with replacing(path, SafetensorError) as temporary:
-        save_file(tensors | {"weights": torch.as_tensor(bank.text.weights).contiguous()}, temporary,
+        save_file(tensors | {"weights": as_tensor(bank.text.weights).contiguous()}, temporary,
                   {METADATA_KEY: json.dumps(content)})  # fmt: skip
 
 

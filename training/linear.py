@@ -72,8 +72,8 @@ class Moments:
     @torch.no_grad()
     def __init__(self, model: CEModel, data: VideoTensors) -> None:
         dim, size = model.config.text.dim, len(data)
-        total, square = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
-        targets, captions = torch.zeros(size, dim).double(), torch.from_numpy(data.targets)
+        total, square = _zeros(dim), _zeros(dim, dim)
+        targets, captions = _zeros(size, dim), torch.from_numpy(data.targets)
         for rows in slices(len(captions), ROWS_AT_ONCE):
             x = model.text_pooling(torch.from_numpy(np.asarray(data.tokens[rows], dtype=np.float32))).double()
             total, square = total + x.sum(0), square + x.T @ x
@@ -101,8 +101,8 @@ class Moments:
         expert = model.config.experts[m]
         there = data.available[:, m].nonzero().flatten()
         dim = expert.pooled_dim
-        total, square = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
-        cross = torch.zeros(dim, targets.shape[1]).double()
+        total, square = _zeros(dim), _zeros(dim, dim)
+        cross = _zeros(dim, targets.shape[1])
         for rows in there.split(ROWS_AT_ONCE):
             x = data.features[expert.name][rows]
             if model.config.standardise:
@@ -161,7 +161,7 @@ def fit_linear(moments: Moments, members: list[Mapping[str, Tensor]], config: CE
     strengths, basis = strengths[-dim:], basis[:, -dim:]  # ascending: the directions that vary most
     text = basis * strengths**-choice.whitening  # (text_dim, dim)
     shapes = meta_model(replace(config, shared_dim=dim)).state_dict()
-    state = {name: torch.zeros(x.shape) for name, x in shapes.items() if name.startswith("ce.")}
+    state = {name: _zeros(*x.shape).float() for name, x in shapes.items() if name.startswith("ce.")}
     for name, x in state.items():
         if name.endswith((".batch_norm.weight", ".batch_norm.running_var")):
             x.fill_(1)
@@ -179,9 +179,13 @@ def fit_linear(moments: Moments, members: list[Mapping[str, Tensor]], config: CE
     return Linear(state, dim, length)
 
 
+def _zeros(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64, device="cpu")
+
+
 def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
     variance = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return covariance + ridge * variance * torch.eye(len(covariance), dtype=covariance.dtype)
+    return covariance + ridge * variance * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
 def _square_length(weights: Mapping[str, Tensor], name: str, mean: Tensor, covariance: Tensor) -> Tensor:

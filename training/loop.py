@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig
 from ..base.dependencies import extra
+from ..base.modes import own_modes
 from ..base.threads import side_by_side
 from ..model.cenet import CEModel, initial_state, model_of
 from ..model.checkpoint import read_weights
@@ -64,6 +65,7 @@ class TrainingResult:
     history: list[dict[str, float]]
 
 
+@own_modes()
 def train(
     config: CEConfig,
     settings: TrainingConfig,
@@ -190,7 +192,7 @@ def _train_members(run: _Run, members: Sequence[_Run], search: Mapping[str, Any]
 
 def _sums_words(config: CEConfig, settings: TrainingConfig, weights: Mapping[str, Tensor] | None) -> bool:
     """True where the model sees of a caption the sum of its words alone."""
-    at_zero = weights is None or not weights.get("text_pooling.clusters2", torch.zeros(1)).any()
+    at_zero = weights is None or not weights.get("text_pooling.clusters2", torch.zeros(1, device="cpu")).any()
     return has_fixed_centre(config.text) and at_zero and not settings.word_dropout
 
 
@@ -329,6 +331,7 @@ class _Run:
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         self.optimizer.step()
+        torch.clear_autocast_cache()  # PyTorch drops casts of the old weights only outside of any other autocast
         self.step += 1
         update_average(self.average, self.model.state_dict(), self.settings.average, self.step)
         return value

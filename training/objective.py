@@ -6,7 +6,7 @@ Beyond the paper: experts, features and words are dropped at random.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ class Objective(nn.Module):
         untrained = tuple(f"{name}." for name in _fixed_poolings(config))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(untrained))
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.temperature)))
+        log_temperature = math.log(settings.temperature)
+        self.log_temperature = nn.Parameter(torch.tensor(log_temperature, dtype=torch.float32, device="cpu"))
         self._settings = settings
         self.generator: torch.Generator | None = None
         """Draws what is dropped; None is PyTorch's own, which threads would share."""
@@ -64,7 +65,7 @@ class Objective(nn.Module):
         rate = self._settings.feature_dropout
         if not rate or not self.training:
             return x
-        dropped = torch.rand(x.shape, device=x.device, generator=self.generator) < rate
+        dropped = _random(x.shape, x.device, self.generator) < rate
         if not self.model.config.standardise:
             return x.masked_fill(dropped, 0)
         if x.ndim > 2:
@@ -86,12 +87,17 @@ def drop_experts(available: Tensor, rate: float, generator: torch.Generator | No
     """Drop each available expert with this chance, but never all experts of a video."""
     if not rate:
         return available
-    kept = available & (torch.rand(available.shape, device=available.device, generator=generator) >= rate)
+    kept = available & (_random(available.shape, available.device, generator) >= rate)
     return torch.where(kept.any(1, keepdim=True), kept, available)
 
 
 def _drop_words(tokens: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
     if not rate:
         return tokens
-    dropped = torch.rand(tokens.shape[:2], device=tokens.device, generator=generator) < rate
+    dropped = _random(tokens.shape[:2], tokens.device, generator) < rate
     return tokens.masked_fill(dropped.unsqueeze(2), 0)
+
+
+def _random(size: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Numbers from 0 to 1, the same whatever the caller's default dtype."""
+    return torch.rand(size, dtype=torch.float32, device=device, generator=generator)

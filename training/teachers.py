@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..model.cenet import model_of
 from ..model.checkpoint import read_config, read_weights
+from ..retrieval.arrays import as_numpy
 from ..retrieval.similarity import similarity
 from .data import CaptionedVideos, VideoTensors
 from .validation import embed_texts, embed_videos
@@ -39,7 +39,7 @@ def _scores(weights: Path, dataset: CaptionedVideos) -> np.ndarray:
     model = model_of(dict(read_weights(weights)), config)
     videos = VideoTensors(dataset, config, "teacher")
     text = embed_texts(model, videos, np.arange(len(dataset.tokens)))
-    return torch.as_tensor(similarity(text, embed_videos(model, videos))).numpy()
+    return as_numpy(similarity(text, embed_videos(model, videos)))
 
 
 def drop_captions(dataset: CaptionedVideos, share: float) -> CaptionedVideos:

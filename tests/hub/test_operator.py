@@ -2,6 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +105,26 @@ def test_cuda_gives_the_same_numbers(small_op, small_weights):
     assert largest_difference(got[1], expected[1]) < 1e-5
     text_embds, _ = op({k: torch.tensor(x) for k, x in experts.items()}, ind, torch.tensor(text, device="cuda"))
     assert text_embds["face"].device.type == "cuda"
+
+
+@pytest.mark.filterwarnings("ignore:.*seeded initial parameters")
+def test_the_callers_defaults_change_nothing(other_defaults, small_weights):
+    """Neither the initial parameters nor those of a file; standardised features and lists, too."""
+
+    def embed(config, weights=None):
+        op = CollaborativeExperts(config, weights, device="cpu")
+        experts, _, text = random_inputs(config, 3)
+        experts["face"][1] = np.nan
+        lists = op({name: list(x) for name, x in experts.items()}, None, list(text))
+        return op.identity, *op(experts, None, text), *lists, op.encode_video({"face": experts["face"]}).embds
+
+    models = ((SMALL, small_weights), (SMALL,), (replace(SMALL, standardise=True, use_ce="pairwise-star"),))
+    for model in models:
+        identity, *expected = embed(*model)
+        with other_defaults():
+            other, *got = embed(*model)
+        assert other == identity
+        assert [largest_difference(*pair) for pair in zip(got, expected, strict=True)] == [0] * 5
 
 
 # --- weights ------------------------------------------------------------------------------------------

@@ -53,6 +53,23 @@ def test_exact_as_brute_force(path, missing, experts, dim):
                 assert found.ids.shape == (4, min(k, 60))
 
 
+@pytest.mark.parametrize("method", [None, "qb", "nnn", "qb-dynamic"])
+def test_the_callers_defaults_change_nothing(other_defaults, tmp_path, method):
+    text, video = some()
+
+    def search(path):
+        with VideoIndex(path) as index:
+            index.add(NAMES, video)
+            if method:
+                index.calibrate(some(20, seed=3)[0], method)
+            found = index.search(text, 7), index.search_like(NAMES[:2], 7), index.search(text, 7, ids=NAMES[::3])
+            return [x.to_dict() for x in found]
+
+    expected = search(tmp_path / "expected.lance")
+    with other_defaults():
+        assert search(tmp_path / "got.lance") == expected
+
+
 def test_shares_are_the_explanation(filled):
     index, text, video = filled
     found = index.search(text, 3)

@@ -189,6 +189,19 @@ def test_torch():
     assert np.array_equal(QueryBank(bank).biases(as_torch), QueryBank(bank).biases(video))
 
 
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_the_callers_defaults_change_nothing(other_defaults, case):
+    text, video, bank = with_hubs()
+    targets, bank = np.arange(60) // 3, bank_of(bank, case)
+
+    def compute():
+        return bank.biases(video).tolist(), bank.activated(video).tolist(), evaluate(text, video, targets, bank=bank)
+
+    expected = compute()
+    with other_defaults():
+        assert compute() == expected
+
+
 def test_a_bank_of_another_model():
     text, video, bank = with_hubs()
     other = TextEmbeddings(bank.embds, bank.weights, model=ModelIdentity("{}", "1"))

@@ -1,9 +1,11 @@
 """Embeddings without a trained model: ConSE, the experts' scale, fitted weights, and what a store remembers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from collaborative_experts.retrieval.embeddings import ModelIdentity
 from collaborative_experts.retrieval.similarity import similarity
@@ -146,6 +148,31 @@ def test_weights_are_fitted_to_the_expert_that_tells_videos_apart():
         for x in (zero_shot, fitted)
     )
     assert after > before
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_weights_are_fitted_whatever_mode_the_caller_is_in(mode):
+    experts, bank, vectors = two_experts()
+    zero_shot = prepare_zero_shot(experts, ENCODER, bank, vectors)
+    sentences = {"sentences": rows(5, 40), "model": rows(6, 40)}
+    text, video, targets = zero_shot.embed_texts(sentences), zero_shot.embed_videos(vectors), np.arange(40)
+    expected = with_fitted_weights(zero_shot, text, video, targets)
+    with mode():
+        text, video = (
+            replace(x, embds={name: torch.tensor(embd) for name, embd in x.embds.items()}, **{key: torch.tensor(value)})
+            for x, key, value in ((text, "weights", text.weights), (video, "available", video.available))
+        )
+        assert with_fitted_weights(zero_shot, text, video, targets) == expected
+    assert with_fitted_weights(zero_shot, text, video, targets) == expected  # of what was made in it
+
+
+def test_weights_are_fitted_whatever_the_callers_defaults(other_defaults):
+    experts, bank, vectors = two_experts()
+    zero_shot = prepare_zero_shot(experts, ENCODER, bank, vectors)
+    text = zero_shot.embed_texts({"sentences": rows(5, 40), "model": rows(6, 40)})
+    expected = with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), np.arange(40))
+    with other_defaults():
+        assert with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), np.arange(40)) == expected
 
 
 def test_the_weight_of_one_expert_is_one_whatever_the_captions():

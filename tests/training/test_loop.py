@@ -20,13 +20,14 @@ from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
 from collaborative_experts.retrieval.similarity import similarity
 from collaborative_experts.training import loop, run_folder, schedule, validation
+from collaborative_experts.training.bank import BANK, read_bank
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.losses import MARGIN, batch_scores, info_nce, max_margin
 from collaborative_experts.training.model_card import write_card
 from collaborative_experts.training.objective import Objective, drop_experts
 from collaborative_experts.training.settings import combine
 from collaborative_experts.training.validation import evaluate_model
-from helpers import QUICK, TRAINABLE, captioned, untrained
+from helpers import JOINABLE, QUICK, TRAINABLE, captioned, largest_difference, untrained
 from warm_process import Process, run_script
 
 
@@ -221,6 +222,61 @@ def test_the_same_seed_gives_the_same_run(tmp_path):
     assert losses(runs[0]) != losses(runs[2])
     first, second, third = (package.collaborative_experts(weights_path=run.weights_path).identity for run in runs)
     assert first == second != third
+
+
+def _half():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, _half])
+def test_the_callers_modes_change_nothing(tmp_path, mode, precision):
+    """Neither where weights are learned from the start nor where training goes on from those that the mode loaded."""
+
+    def run(folder):
+        op, data = untrained(), captioned(24, missing=0.2)
+        settings = QUICK | {"precision": precision}
+        for name in ("first", "second"):
+            result = op.train(settings, data[:16], data[16:], folder=str(folder / name))
+        return load_file(result.weights_path)
+
+    expected = run(tmp_path / "without")
+    with mode():
+        got = run(tmp_path / "within")
+        recorded, cast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(x, expected[name]) for name, x in got.items())
+    assert (recorded, cast) == (mode is _half, mode is _half)  # and what the caller set stays
+
+
+def test_the_callers_defaults_change_nothing(other_defaults, tmp_path):
+    """Of a search with a linear model, and of what is dropped at random."""
+    data = captioned(48, missing=0.2)
+    dropped = {"feature_dropout": 0.2, "word_dropout": 0.2, "expert_dropout": 0.2}
+
+    def run(folder):
+        _, settings = _arguments(SEARCH | {"patience": 2, "members": 2}, folder / "search")
+        found = loop.train(JOINABLE, settings, data[:30], data[30:], refit_dataset=data)
+        short = untrained().train(QUICK | dropped, data, folder=str(folder / "short"))
+        bank = read_bank(folder / "search" / BANK)
+        files = [load_file(result.weights_path, device="cpu") for result in (found, short)]
+        return [losses(found), losses(short), bank.beta], [*files, bank.text.embds]
+
+    expected, tensors = run(tmp_path / "expected")
+    with other_defaults():
+        got, others = run(tmp_path / "got")
+    assert got == expected
+    assert [largest_difference(*pair) for pair in zip(others, tensors, strict=True)] == [0] * 3
+
+
+def test_half_precision_computes_with_the_weights_of_each_step(tmp_path):
+    """PyTorch keeps casts of weights, which are old after a step. Losses would then stay where they began."""
+    data = captioned(32)
+    single, half = (
+        losses(untrained().train(QUICK | {"precision": precision}, data, folder=str(tmp_path / precision), epochs=6))
+        for precision in ("float32", "bfloat16")
+    )
+    assert single[-1] < 0.8 * single[0]
+    np.testing.assert_allclose(half, single, rtol=0.02)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
