@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 
 from ..base.checks import check_keys
-from ..base.config import CEConfig
+from ..base.config import CEConfig, TextConfig
 from ..features.features import Features, read_features
 from ..features.suggest import config_for
 from ..training.captions import Captions, keep_videos_with_features, read_captions
-from ..training.data import CaptionedVideos, caption_videos
+from ..training.data import MAX_TOKENS, CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
 from ..training.settings import TrainingConfig, combine
 from ..training.teachers import drop_captions
@@ -260,7 +260,8 @@ class Run:
         return Described(*keep_videos_with_features(features, captions)[:2])
 
     def _embed(self, videos: Described) -> CaptionedVideos:
-        max_tokens = (TEXT | dict(self.model.get("text", {})))["max_tokens"]
+        text = TEXT | dict(self.model.get("text", {}))
+        max_tokens = TextConfig(1, clusters=text["clusters"], max_tokens=text["max_tokens"]).words or MAX_TOKENS
         return caption_videos(videos.features, videos.captions, self.sentence_encoder, max_tokens=max_tokens)
 
 

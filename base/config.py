@@ -79,7 +79,7 @@ class ExpertConfig:
 class TextConfig:
     """The text side: token embeddings of size `dim`, pooled by NetVLAD with `clusters` + `ghost_clusters`.
 
-    With `clusters` 0 a text is one averaged vector (W = 1), which is not pooled.
+    With `clusters` 0 a text is one averaged vector (W = 1), which is not pooled. Of lists, each sequence is averaged.
     """
 
     dim: int = 768
@@ -100,6 +100,12 @@ class TextConfig:
     def variable(self) -> bool:
         """True: a text is a token sequence."""
         return True
+
+    @property
+    def words(self) -> int | None:
+        """The first tokens of a text that count, None for all. Where texts are averaged, `max_tokens` 1 is the authors'
+        word for what is left of them."""
+        return None if not self.clusters and self.max_tokens == 1 else self.max_tokens
 
     @property
     def pooled_dim(self) -> int:

@@ -112,7 +112,7 @@ def clean_text(text: Any, config: CEConfig, device: torch.device | str = "cpu") 
     if config.text.clusters == 0 and batch.values.shape[1] != 1 and len(batch.values):
         raise ValueError(
             f"text: expected one averaged vector a text (W = 1), because this model does not pool tokens, "
-            f"got W = {batch.values.shape[1]}"
+            f"got W = {batch.values.shape[1]}; the sequences of a list are averaged"
         )
     count = len(batch.values)
     shape = () if batch.single else (count,) if captions is None else (count // captions, captions)
@@ -151,14 +151,16 @@ def _batch(value: Any, where: str, of: ExpertConfig | TextConfig, captions: int 
 
 def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig, captions: int | None = None) -> Tensor:
     """A list with one item a row. Sequences are always padded or cut to `max_tokens`, whatever their
-    lengths: padding takes part in NetVLAD, so an item's embedding must not depend on its neighbours'."""
+    lengths: padding takes part in NetVLAD, so an item's embedding must not depend on its neighbours'. Of a model
+    that does not pool texts, each becomes the mean of its tokens."""
     dim, variable, max_tokens = of.dim, of.variable, of.max_tokens
-    if variable and max_tokens is None and items:
+    is_text = isinstance(of, TextConfig)
+    averaged = is_text and not of.clusters
+    if variable and max_tokens is None and items and not averaged:
         raise ValueError(
             f"{where}: a list of sequences needs max_tokens in the config; set it, or pass one dense array"
         )
-    is_text = isinstance(of, TextConfig)
-    size = (len(items), max_tokens or 1, dim) if variable else (len(items), dim)
+    size = (len(items), 1 if averaged else max_tokens or 1, dim) if variable else (len(items), dim)
     stacked = torch.zeros(size, dtype=torch.float32, device="cpu")
     for row, item in enumerate(items):
         if item is None and not is_text:
@@ -174,7 +176,9 @@ def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig, capt
         if x.ndim != (2 if variable else 1) or x.shape[-1] != dim or (variable and len(x) == 0):
             hint = "; a video without this expert is None" if x.numel() == 0 and not is_text else ""
             raise ValueError(f"{here}: expected {expected}, got {tuple(x.shape)}{hint}")
-        if variable:
+        if averaged:
+            stacked[row, 0] = x[: of.words].mean(0)
+        elif variable:
             stacked[row, : len(x)] = x[:max_tokens]
         else:
             stacked[row] = x

@@ -30,7 +30,7 @@ class LogMel:
     views: tuple[View, ...] = ()
 
     def __init__(self) -> None:
-        self._window = torch.hann_window(WINDOW)
+        self._window = torch.hann_window(WINDOW, dtype=torch.float32, device="cpu")
         self._bands = torch.from_numpy(_mel_bands())
 
     def __call__(self, clips: Sequence[Clip]) -> list[np.ndarray | None]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collaborative_experts import CollaborativeExperts
+from collaborative_experts import CollaborativeExperts, TextConfig
 from collaborative_experts.model.inputs import clean_text, clean_video
 from helpers import SMALL, largest_difference, random_inputs
 
@@ -440,6 +440,21 @@ def test_a_list_needs_max_tokens():
     with pytest.raises(ValueError, match=r"experts\['audio'\]: a list of sequences needs max_tokens in the config"):
         clean_video({"audio": list(experts["audio"])}, None, config)
     assert clean_video(experts, None, config).available.all()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4, None])
+def test_texts_of_a_model_that_does_not_pool_them_are_averaged(max_tokens):
+    config = replace(SMALL, text=TextConfig(dim=24, clusters=0, max_tokens=max_tokens))
+    rng = np.random.default_rng(0)
+    texts = [rng.standard_normal((words, 24), dtype=np.float32) for words in (1, 3, 9)]
+    counted = 4 if max_tokens == 4 else 9  # as the authors write it, 1 is what averaging leaves
+    means = np.stack([x[:counted].mean(0, keepdims=True) for x in texts])
+    for lists in (texts, [x.tolist() for x in texts], [torch.from_numpy(x) for x in texts]):
+        np.testing.assert_allclose(clean_text(lists, config).tokens.numpy(), means, rtol=0, atol=1e-6)
+    assert clean_text([texts, texts], config).batch_shape == (2, 3)
+    assert torch.equal(clean_text(list(means), config).tokens, clean_text(means, config).tokens)
+    with pytest.raises(ValueError, match=r"expected one averaged vector a text .* a list are averaged"):
+        clean_text(np.ones((2, 3, 24)), config)
 
 
 def test_clean_inputs_are_not_copied_without_need():

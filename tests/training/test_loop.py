@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from towhee.models.collaborative_experts import GatedEmbeddingUnit, MimicCEGatedEmbeddingUnit, ReduceDim
 
 import collaborative_experts as package
-from collaborative_experts import CaptionedVideos, CEConfig, Features, TrainingConfig
-from collaborative_experts.model.cenet import _Normalise, _Unit, initial_state
+from collaborative_experts import CaptionedVideos, CEConfig, Features, TextConfig, TrainingConfig
+from collaborative_experts.model.cenet import _Normalise, _Unit, initial_state, model_of
 from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
 from collaborative_experts.retrieval.similarity import similarity
@@ -26,7 +26,7 @@ from collaborative_experts.training.losses import MARGIN, batch_scores, info_nce
 from collaborative_experts.training.model_card import write_card
 from collaborative_experts.training.objective import Objective, drop_experts
 from collaborative_experts.training.settings import combine
-from collaborative_experts.training.validation import evaluate_model
+from collaborative_experts.training.validation import embed_texts, evaluate_model
 from helpers import JOINABLE, QUICK, TRAINABLE, captioned, largest_difference, untrained
 from warm_process import Process, run_script
 
@@ -266,6 +266,29 @@ def test_the_callers_defaults_change_nothing(other_defaults, tmp_path):
         got, others = run(tmp_path / "got")
     assert got == expected
     assert [largest_difference(*pair) for pair in zip(others, tensors, strict=True)] == [0] * 3
+
+
+def test_a_model_that_does_not_pool_texts(tmp_path):
+    """It learns the mean of the words without padding, which is what it takes of sentences."""
+    op, data = untrained(replace(TRAINABLE, text=TextConfig(dim=10, clusters=0))), captioned(32)
+    data.tokens[::2, 3:] = 0
+    result = op.train(QUICK, data, folder=str(tmp_path), epochs=10)
+    assert losses(result)[-1] < 0.8 * losses(result)[0]
+    words = {f"sentence {row}": x[x.any(1)].astype(np.float32) for row, x in enumerate(data.tokens)}
+    asked = op.encode_sentences(list(words), _Encoder(words))
+    model = model_of(load_file(result.weights_path), op.config)
+    expected = embed_texts(model, VideoTensors(data, op.config, "data"), np.arange(len(words)))
+    assert largest_difference(asked.embds, expected.embds) < 1e-6
+
+
+class _Encoder:
+    name, dim = "words", 10
+
+    def __init__(self, tokens):
+        self._tokens = tokens
+
+    def __call__(self, sentences):
+        return [self._tokens[sentence] for sentence in sentences]
 
 
 def test_half_precision_computes_with_the_weights_of_each_step(tmp_path):

@@ -317,3 +317,11 @@ def test_a_missing_package_names_its_extra(monkeypatch, expert, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package} cannot be imported .*\[extract-offline\]"):
         make_extractors(names=[expert])
+
+
+def test_sound_under_the_callers_defaults(other_defaults, audio):
+    sound = clip(sound=tone(3))
+    [expected] = arrays(audio([sound]))
+    with other_defaults():
+        [got] = arrays(make_extractors(names=["audio"])[0]([sound]))
+    assert np.array_equal(got, expected)
