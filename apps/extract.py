@@ -190,7 +190,7 @@ def run_command(options: argparse.Namespace) -> int:
         options.folder,
         options.to,
         preset=options.preset,
-        experts=options.experts.split(",") if options.experts else None,
+        experts=[name.strip() for name in options.experts.split(",")] if options.experts else None,
         settings=parse_settings(options.set),
         clips=clips,
         overlap_s=options.overlap,

@@ -102,6 +102,9 @@ def _fit(
 
 
 def _check_folder(checkpoints: Sequence[Path], resume: bool, overwrite: bool) -> None:
+    for folder in (checkpoint.parent for checkpoint in checkpoints):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: expected a folder for the run, got a file")
     there = [checkpoint for checkpoint in checkpoints if checkpoint.is_file()]
     if resume and not there:
         raise FileNotFoundError(f"{checkpoints[0]}: there is no run to continue; train without --resume")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -20,14 +21,19 @@ def check_encoder(encoder: Encoder | None, name: str) -> Encoder:
 
 
 def encode_texts(texts: Sequence[str], encoder: Encoder) -> list[Extracted | None]:
-    """The tokens (W, dim) of each text in its order, None for an empty one."""
+    """The tokens (W, dim) of each text in its order, None for an empty one. Raises ValueError for an encoder that gives
+    more or fewer arrays than it was given texts."""
     parts = [split_words(text) for text in texts]
-    tokens = iter(encoder([part for text in parts for part in text]) if any(parts) else [])
-    outputs: list[Extracted | None] = []
-    for text, pieces in zip(texts, parts, strict=True):
-        arrays = [next(tokens) for _ in pieces]
-        outputs.append(Extracted(np.concatenate(arrays), text=text) if arrays else None)
-    return outputs
+    asked = [part for pieces in parts for part in pieces]
+    arrays = list(encoder(asked)) if asked else []
+    if len(arrays) != len(asked):
+        raise ValueError(f"encoder: expected {len(asked)} arrays, got {len(arrays)}")
+    tokens = iter(arrays)
+    of_texts = [list(islice(tokens, len(pieces))) for pieces in parts]
+    return [
+        Extracted(np.concatenate(given), text=text) if given else None
+        for text, given in zip(texts, of_texts, strict=True)
+    ]
 
 
 def split_words(text: str) -> list[str]:

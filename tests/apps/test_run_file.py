@@ -171,6 +171,8 @@ def test_resume_by_the_command(folder, capsys):
     capsys.readouterr()
     assert main(["train", str(path)]) == 1  # nothing is overwritten by mistake
     assert "holds a run already; continue it with --resume, or replace it with --overwrite" in capsys.readouterr().err
+    assert main(["train", str(path), "--folder", str(path)]) == 1
+    assert f"error: {path}: expected a folder for the run, got a file\n" in capsys.readouterr().err
     (folder / "run" / "notes.txt").write_text("mine")
     assert main(["train", str(path), "--overwrite"]) == 0
     assert len((folder / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3

@@ -13,6 +13,7 @@ pytest.importorskip("av")
 from collaborative_experts.features.extract.clips import Clip, Frames
 from collaborative_experts.features.extract.expert import Extracted, describe, make_extractors
 from collaborative_experts.features.extract.media import View
+from collaborative_experts.features.extract.words import LINE_WORDS, encode_texts
 
 RNG = np.random.default_rng(0)
 
@@ -325,3 +326,13 @@ def test_sound_under_the_callers_defaults(other_defaults, audio):
     with other_defaults():
         [got] = arrays(make_extractors(names=["audio"])[0]([sound]))
     assert np.array_equal(got, expected)
+
+
+def test_texts_are_encoded_in_pieces_of_an_encoders_length():
+    texts = ["a bee", "", " ".join(["word"] * (LINE_WORDS + 1))]
+    short, empty, long = encode_texts(texts, Words())
+    assert short.array.tolist() == [[1.0] * 4, [3.0] * 4]
+    assert empty is None
+    assert long.array.shape == (LINE_WORDS + 1, 4)
+    with pytest.raises(ValueError, match="encoder: expected 3 arrays, got 2"):
+        encode_texts(texts, lambda pieces: Words()(pieces[1:]))

@@ -440,7 +440,7 @@ class TestCommand:
 
     def test_from_options_to_rows(self, media, tmp_path, capsys):
         to = tmp_path / "features.lance"
-        options = ["--to", str(to), "--experts", "motion,audio", "--clips", "1", "--overlap", "0.5", "--workers", "2"]
+        options = ["--to", str(to), "--experts", "motion, audio", "--clips", "1", "--overlap", "0.5", "--workers", "2"]
         assert run_command(self.arguments(str(media), *options)) == 0
         assert "clips of 4 files added" in capsys.readouterr().out
         assert list(read_features(to).experts) == ["motion", "audio"]
