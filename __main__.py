@@ -42,21 +42,22 @@ VERBS = {
 
 
 def run() -> int:
-    """`main`, in a process of its own, which ends as soon as threads and exit functions have: to take down all that
-    PyTorch imported would take Python another 0.2 s, and two with its last searches for garbage."""
+    """`main`, in a process of its own, which ends as soon as its threads and the exit functions of its imports have: to
+    take down all that PyTorch imported would take Python another 0.2 s, and two with its last searches for garbage."""
     process, status = os.getpid(), 1
 
     def end() -> None:
         if os.getpid() == process:  # a forked one ends by itself
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed before the start
+                stream.flush()
             os._exit(status)
 
     atexit.register(end)  # before others, and so called after them
     try:
         status = main()
     except SystemExit as stop:
-        status = int(stop.code or 0)
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
     return status
 
 

@@ -21,7 +21,7 @@ from ..training.encoder import EncoderIdentity, check_same_encoder
 from ..training.model_card import EVALUATION, write_card
 from ..training.run_folder import BEST
 from .report import write_report
-from .report_run import QUERIES, report_run
+from .report_run import QUERIES, encode_captions, report_run
 from .run_file import TEST, Run, add_run_arguments
 
 
@@ -74,7 +74,7 @@ def ablate(op: CollaborativeExperts, dataset: CaptionedVideos, bank: QueryBank |
 
     A video that lacks all experts of a row scores 0 with every text.
     """
-    text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
+    text = encode_captions(op, dataset)
     features, names = dataset.features, op.config.expert_names
 
     def with_experts(kept: Sequence[str]) -> Evaluation:
@@ -98,7 +98,7 @@ def evaluate_ensemble(runs: Sequence[Run]) -> dict[str, Evaluation]:
         op = CollaborativeExperts(weights_path=run.folder / BEST)
         dataset, bank = run.dataset(run.test or TEST, op.config), bank_beside(run.folder / BEST, op.identity)
         video = op.encode_video(dataset.features.experts, dataset.features.ind)
-        scores.append(similarity(op.encode_text(np.asarray(dataset.tokens, dtype=np.float32)), video))
+        scores.append(similarity(encode_captions(op, dataset), video))
         biases.append(bank.biases(video) if bank is not None else np.zeros(len(video)))
         targets = dataset.targets
     plain = np.mean(scores, axis=0)

@@ -29,6 +29,12 @@ ROWS = 256
 """Captions whose scores are held at a time."""
 
 
+def encode_captions(op: CollaborativeExperts, dataset: CaptionedVideos) -> TextEmbeddings:
+    """The captions' embeddings, with the padding of those that the model averages left out, as in training."""
+    tokens = np.asarray(dataset.tokens, dtype=np.float32)
+    return op.encode_text(tokens if op.config.text.clusters else list(tokens))
+
+
 def report_run(
     name: str,
     run: Run,
@@ -48,7 +54,7 @@ def report_run(
         found: the result of `evaluate_run`.
     """
     _, captions, targets = keep_videos_with_features(dataset.features, read_captions(run.captions, run.test or TEST))
-    text = op.encode_text(np.asarray(dataset.tokens, dtype=np.float32))
+    text = encode_captions(op, dataset)
     video = op.encode_video(dataset.features.experts, dataset.features.ind)
     ranks = find_ranks(text, video, targets)
     caption_of = dict(zip(reversed(captions.video_ids), reversed(captions.sentences), strict=True))

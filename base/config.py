@@ -104,8 +104,8 @@ class TextConfig:
     @property
     def words(self) -> int | None:
         """The first tokens of a text that count, None for all. Where texts are averaged, `max_tokens` 1 is the authors'
-        word for what is left of them."""
-        return None if not self.clusters and self.max_tokens == 1 else self.max_tokens
+        word for what is left of them; then, and without it, as many count as by default."""
+        return TextConfig.max_tokens if not self.clusters and self.max_tokens in (None, 1) else self.max_tokens
 
     @property
     def pooled_dim(self) -> int:

@@ -25,6 +25,7 @@ from towhee.models.collaborative_experts import (
 )  # fmt: skip
 
 from ..base.config import CONCAT, CEConfig, ExpertConfig
+from .inputs import mean_token
 
 Modality = Literal["video", "text"] | None
 """The side that is held and computed. None means both."""
@@ -158,19 +159,13 @@ class CEModel(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Token embeddings (T, W, dim) -> embeddings (T, D) per expert, expert weights (T, M) that sum to 1."""
-        pooled = self.text_pooling(tokens) if self.config.text.clusters else _mean_word(tokens)
+        pooled = self.text_pooling(tokens) if self.config.text.clusters else mean_token(tokens)
         if self.config.concat_experts:
             return {CONCAT: _padded(pooled, self.config)}, pooled.new_ones(len(pooled), 1)
         embds = {name: unit(pooled) for name, unit in zip(self.config.expert_names, self.ce.text_GU, strict=True)}
         if self.config.freeze_weights:
             return embds, pooled.new_full((len(pooled), len(embds)), 1 / len(embds))
         return embds, self.ce.moe_fc(pooled).softmax(dim=1)
-
-
-def _mean_word(tokens: Tensor) -> Tensor:
-    """(T, W, dim) -> (T, dim), the mean of the tokens that are not zero: others are padding, or were dropped."""
-    words = (tokens != 0).any(2).sum(1, keepdim=True)
-    return tokens.sum(1) / words.clamp_min(1)
 
 
 def _padded(x: Tensor, config: CEConfig) -> Tensor:

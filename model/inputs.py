@@ -152,7 +152,7 @@ def _batch(value: Any, where: str, of: ExpertConfig | TextConfig, captions: int 
 def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig, captions: int | None = None) -> Tensor:
     """A list with one item a row. Sequences are always padded or cut to `max_tokens`, whatever their
     lengths: padding takes part in NetVLAD, so an item's embedding must not depend on its neighbours'. Of a model
-    that does not pool texts, each becomes the mean of its tokens."""
+    that does not pool texts, each becomes the mean of its tokens that are not zero."""
     dim, variable, max_tokens = of.dim, of.variable, of.max_tokens
     is_text = isinstance(of, TextConfig)
     averaged = is_text and not of.clusters
@@ -177,12 +177,18 @@ def _stack(items: Sequence[Any], where: str, of: ExpertConfig | TextConfig, capt
             hint = "; a video without this expert is None" if x.numel() == 0 and not is_text else ""
             raise ValueError(f"{here}: expected {expected}, got {tuple(x.shape)}{hint}")
         if averaged:
-            stacked[row, 0] = x[: of.words].mean(0)
+            stacked[row] = mean_token(x[: of.words])
         elif variable:
             stacked[row, : len(x)] = x[:max_tokens]
         else:
             stacked[row] = x
     return stacked
+
+
+def mean_token(tokens: Tensor) -> Tensor:
+    """(..., W, dim) -> (..., dim), the mean of the tokens that are not zero: others are padding, or were dropped."""
+    count = (tokens != 0).any(-1).sum(-1, keepdim=True)
+    return tokens.sum(-2) / count.clamp_min(1)
 
 
 def _to_float32(value: Any, where: str) -> Tensor:

@@ -40,6 +40,7 @@ from .exact_search import (
     scan,
     score_pairs,
     select,
+    without_ties,
 )
 from .normalise import QueryBank
 from .rows import Answers, Header, NewVideos, Stored, StoreReport
@@ -119,6 +120,8 @@ class EmbeddedIndex:
             return self._answers(snapshot, snapshot.search(queries, k, allowed), len(queries), k)
 
     def _answers(self, snapshot: Snapshot, scored: Scored, texts: int, k: int, exact: bool = True) -> Answers:
+        if len(scored) > texts * k:  # of the many that may equal the k-th only the ids are read
+            scored = without_ties(scored, snapshot.ids(scored), texts, k)
         videos, row = np.unique(scored.video, return_inverse=True)
         ids, extras = self._store.read_described(snapshot.rows(videos))
         return Answers(best_of(scored, ids[row], texts, k), videos, extras, exact)
@@ -280,8 +283,12 @@ class Snapshot:
 
     def _best(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list[Best]:
         scored = self._search(queries, k, allowed)
+        return best_of(scored, self.ids(scored), len(queries), k)
+
+    def ids(self, scored: Scored) -> np.ndarray:
+        """(P,) of str, of each pair's video."""
         videos, row = np.unique(scored.video, return_inverse=True)
-        return best_of(scored, self.store.read_ids(self.rows(videos))[row], len(queries), k)
+        return self.store.read_ids(self.rows(videos))[row]
 
     def _search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> Scored:
         dims = list(self.store.stated.dims.values())

@@ -468,10 +468,20 @@ def leading(scored: Scored, texts: int, k: int) -> Scored:
 
 def best_of(scored: Scored, ids: np.ndarray, texts: int, k: int) -> list[Best]:
     """The k best videos of each text, of pairs with the ids (P,) of str."""
+    best = Best(ids, scored.video, scored.shares, scored.score)
+    return [best[rows] for rows in _best_rows(scored, ids, texts, k)]
+
+
+def without_ties(scored: Scored, ids: np.ndarray, texts: int, k: int) -> Scored:
+    """The pairs of the k best videos of each text alone."""
+    return scored[np.concatenate(_best_rows(scored, ids, texts, k))]
+
+
+def _best_rows(scored: Scored, ids: np.ndarray, texts: int, k: int) -> list[np.ndarray]:
+    """The rows of each text's k best pairs, best first."""
     order = np.lexsort((ids, -scored.score, scored.text))
     starts = np.searchsorted(scored.text[order], np.arange(texts + 1))
-    best = Best(ids, scored.video, scored.shares, scored.score)
-    return [best[order[start : min(stop, start + k)]] for start, stop in pairwise(starts.tolist())]
+    return [order[start : min(stop, start + k)] for start, stop in pairwise(starts.tolist())]
 
 
 def score_pairs(pairs: Candidates, queries: Queries, dims: Sequence[int], vectors: ReadVectors) -> Scored:

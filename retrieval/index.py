@@ -620,7 +620,7 @@ def _result(answers: Answers, experts: tuple[str, ...]) -> SearchResult:
     ids, uris, metadata = (np.empty(size, dtype=object) for _ in range(3))
     scores, spans = np.empty(size, dtype=np.float32), np.empty((*size, 2))
     shares = np.empty((*size, len(experts)), dtype=np.float32)
-    for text, best in enumerate(best[:count] for best in answers.best):
+    for text, best in enumerate(found[:count] for found in answers.best):
         ids[text], scores[text], shares[text] = best.ids, best.score, best.shares
         extras = answers.extras[np.searchsorted(answers.videos, best.video)]
         uris[text], spans[text], metadata[text] = extras.uris, extras.spans, extras.metadata

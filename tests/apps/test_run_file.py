@@ -20,6 +20,7 @@ from collaborative_experts.apps import train as apps_train
 from collaborative_experts.apps.describe import config_of, describe, show
 from collaborative_experts.apps.evaluate import ablate, evaluate_run
 from collaborative_experts.apps.init import choose_splits
+from collaborative_experts.apps.report_run import encode_captions
 from collaborative_experts.apps.train import train_run
 from collaborative_experts.features.features import Features
 from collaborative_experts.model.checkpoint import read_config, read_notes
@@ -29,7 +30,7 @@ from collaborative_experts.training.captions import Captions
 from collaborative_experts.training.encoder import BUNDLED_MODEL
 from collaborative_experts.training.settings import TrainingConfig
 from collaborative_experts.training.teachers import teacher_scores
-from helpers import captioned, untrained
+from helpers import TRAINABLE, captioned, largest_difference, untrained
 
 TRECVID = Path(os.environ.get("TRECVID_VTT") or Path(__file__).resolve().parents[3] / "shared/data/trecvid-vtt")
 
@@ -486,6 +487,15 @@ def test_a_run_file_with_a_byte_order_mark(folder):
 def test_no_run_file(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "run.toml")]) == 1
     assert "there is no such run file" in capsys.readouterr().err
+
+
+def test_texts_that_are_averaged_are_evaluated():
+    """Without their padding."""
+    op, data = untrained(replace(TRAINABLE, text=package.TextConfig(dim=10, clusters=0))), captioned(8)
+    data.tokens[::2, 2:] = 0
+    expected = op.encode_text([x[x.any(1)] for x in data.tokens])
+    assert largest_difference(encode_captions(op, data).embds, expected.embds) < 1e-6
+    assert "only motion" in ablate(op, data)
 
 
 def test_one_expert_has_nothing_to_leave_out():

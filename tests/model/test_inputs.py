@@ -446,8 +446,8 @@ def test_a_list_needs_max_tokens():
 def test_texts_of_a_model_that_does_not_pool_them_are_averaged(max_tokens):
     config = replace(SMALL, text=TextConfig(dim=24, clusters=0, max_tokens=max_tokens))
     rng = np.random.default_rng(0)
-    texts = [rng.standard_normal((words, 24), dtype=np.float32) for words in (1, 3, 9)]
-    counted = 4 if max_tokens == 4 else 9  # as the authors write it, 1 is what averaging leaves
+    texts = [rng.standard_normal((words, 24), dtype=np.float32) for words in (1, 3, 40)]
+    counted = 4 if max_tokens == 4 else 37  # as the authors write it, 1 is what averaging leaves
     means = np.stack([x[:counted].mean(0, keepdims=True) for x in texts])
     for lists in (texts, [x.tolist() for x in texts], [torch.from_numpy(x) for x in texts]):
         np.testing.assert_allclose(clean_text(lists, config).tokens.numpy(), means, rtol=0, atol=1e-6)

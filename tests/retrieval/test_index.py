@@ -500,6 +500,19 @@ def test_pieces_of_any_size(path, monkeypatch):
         assert streaming._backend._codes.snapshot().streamed
 
 
+def test_of_ties_only_ids_are_read(path, monkeypatch):
+    """All videos are one, of which the first by id are the answer."""
+    text, video = some()
+    read, described = [], store.VideoStore.read_described
+    monkeypatch.setattr(
+        store.VideoStore, "read_described", lambda self, rows: read.append(len(rows.addresses)) or described(self, rows)
+    )
+    with VideoIndex(path) as index:
+        index.add(NAMES[::-1], video[[0] * len(NAMES)])
+        assert index.search(text, 5).ids.tolist() == [NAMES[:5].tolist()] * len(text)
+    assert read == [5]
+
+
 def test_small_files_are_joined_while_adding(path, monkeypatch):
     monkeypatch.setattr("collaborative_experts.retrieval.store.MOST_SMALL_FRAGMENTS", 5)
     text, video = some()
