@@ -137,5 +137,5 @@ def run_command(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt("continue with --resume") from None
     if _reports():
         print(result.evaluation or f"trained {result.best_step} steps")
-        print(f"weights, of {result.best_step} steps: {result.weights_path}")
+        print(f"weights: {result.weights_path}")
     return 0

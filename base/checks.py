@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,12 @@ def check_sentences(sentences: Any) -> list[str]:
     if isinstance(sentences, str):
         return [sentences]
     try:
-        listed = list(sentences)
+        iterator = iter(sentences)
     except TypeError:  # nothing to go through
-        listed = [sentences]
+        iterator = iter([sentences])
+    listed = list(iterator)
     if not all(isinstance(sentence, str) for sentence in listed):
-        raise TypeError(f"sentences: expected text or a list of texts, got {sentences!r}")
+        raise TypeError(f"sentences: expected text or a list of texts, got {shortened(sentences)}")
     if not listed:
         raise ValueError("sentences: expected at least one")
     return listed

@@ -278,6 +278,11 @@ def test_what_is_no_sentence(sentences, small_op):
         small_op.encode_sentences(sentences, Counted())
 
 
+def test_errors_of_the_callers_sentences_are_the_callers(small_op):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        small_op.encode_sentences(("a dog" + str(row + None) for row in range(2)), Counted())
+
+
 def test_a_function_is_no_encoder(small_op):
     with pytest.raises(TypeError, match="encoder: expected a callable with `name` and `dim`, got function"):
         small_op.encode_sentences(["a dog"], lambda sentences: [np.ones((1, SMALL.text.dim))] * len(sentences))
