@@ -108,11 +108,12 @@ def choose_splits(names: Iterable[str]) -> tuple[str, str | float, str | None]:
 
 
 def _settings() -> list[str]:
-    """A line for each attribute of `TrainingConfig`: its default, and what its docstring says.
+    """A line for each attribute of `TrainingConfig`: its default, and the first sentence of what its docstring says.
 
     TOML has no word for None, which is a setting that follows from the data.
     """
-    meanings = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(TrainingConfig) or "", flags=re.MULTILINE))
+    attributes = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(TrainingConfig) or "", flags=re.MULTILINE)
+    meanings = {key: " ".join(text.split()).partition(". ")[0].rstrip(".") for key, text in attributes}
     settings = {key: value for key, value in asdict(TrainingConfig()).items() if key != "folder"}
     values = {key: "..." if value is None else _toml(value) for key, value in settings.items()}
     width = max(len(f"{key} = {value}") for key, value in values.items())

@@ -445,6 +445,8 @@ def test_init_writes_a_run_file(folder, capsys, monkeypatch):
     assert every.encoder == BUNDLED_MODEL
     for setting in fields(TrainingConfig):
         assert setting.name == "folder" or re.search(rf"^# +{setting.name} = .+  # \S", written, flags=re.MULTILINE)
+    assert re.search(r"^# +steps = .+  # the number of steps$", written, flags=re.MULTILINE)  # whole sentences
+    assert re.search(r"^# +members = .+ joins to one whose .+ \(`linear`\)$", written, flags=re.MULTILINE)
 
 
 def test_init_takes_names_with_line_breaks():
