@@ -360,8 +360,9 @@ def test_the_script_in_towhees_cache_where_nothing_is_installed(root, site, tmp_
     clone.mkdir()
     for file in (*root.glob("*.py"), root / "requirements.txt"):
         shutil.copy(file, clone)
+    left_out = shutil.ignore_patterns("*.safetensors", "lock.json", "__pycache__")
     for room in ("base", "model", "features", "retrieval", "training", "hub", "apps", "weights"):
-        shutil.copytree(root / room, clone / room, ignore=shutil.ignore_patterns("*.safetensors", "lock.json"))
+        shutil.copytree(root / room, clone / room, ignore=left_out)
     code = (
         "import runpy, sys; sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x).lower()]; "
         f"sys.argv = ['fetch.py', '--url', {site.url!r}]; "
