@@ -38,7 +38,7 @@ from ..base.config import CEConfig, TextConfig
 from ..features.features import Features, read_features
 from ..features.suggest import config_for
 from ..training.captions import Captions, keep_videos_with_features, read_captions
-from ..training.data import MAX_TOKENS, CaptionedVideos, caption_videos
+from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
 from ..training.settings import TrainingConfig, combine
 from ..training.teachers import drop_captions
@@ -261,7 +261,7 @@ class Run:
 
     def _embed(self, videos: Described) -> CaptionedVideos:
         text = TEXT | dict(self.model.get("text", {}))
-        max_tokens = TextConfig(1, clusters=text["clusters"], max_tokens=text["max_tokens"]).words or MAX_TOKENS
+        max_tokens = TextConfig(1, clusters=text["clusters"], max_tokens=text["max_tokens"]).words
         return caption_videos(videos.features, videos.captions, self.sentence_encoder, max_tokens=max_tokens)
 
 

@@ -307,7 +307,7 @@ class CollaborativeExperts(NNOperator):
 
     def _sentence_encoder(self, encoder: Encoder | None) -> Encoder:
         """The encoder to use, checked once against the one that the weights were trained with."""
-        from ..training.encoder import EncoderIdentity, SentenceEncoder, check_same_encoder
+        from ..training.encoder import EncoderIdentity, SentenceEncoder, check_encoder, check_same_encoder
 
         known = EncoderIdentity.from_dict(self._notes["encoder"]) if "encoder" in self._notes else None
         if encoder is None and self._checked_encoder is not None:
@@ -318,8 +318,7 @@ class CollaborativeExperts(NNOperator):
                 raise ValueError(f"encode_sentences: the weights {named}; pass encoder=...")
             encoder = SentenceEncoder(known.model, trusted=False)
         if encoder is not self._checked_encoder:
-            if not (callable(encoder) and hasattr(encoder, "name") and hasattr(encoder, "dim")):
-                raise TypeError(f"encoder: expected a callable with `name` and `dim`, got {type(encoder).__name__}")
+            check_encoder(encoder)
             if known is not None:
                 check_same_encoder(known, encoder)
             elif encoder.dim != self.config.text.dim:

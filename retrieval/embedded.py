@@ -36,10 +36,10 @@ from .exact_search import (
     Scored,
     Vectors,
     best_of,
-    leading,
     scan,
     score_pairs,
     select,
+    with_ties,
     without_ties,
 )
 from .normalise import QueryBank
@@ -273,7 +273,7 @@ class Snapshot:
         found = [self.store.nearest(self.dataset, row, count, where) for row in joint]
         text = np.repeat(np.arange(len(found)), [len(addresses) for addresses in found])
         pairs = _unscored(text, np.concatenate([np.empty(0, dtype=np.int64), *found]))
-        return leading(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
+        return with_ties(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
 
     def _vectors(self, addresses: np.ndarray) -> Vectors:
         return self.store.read_vectors(self.rows(addresses))
@@ -295,7 +295,7 @@ class Snapshot:
         if allowed is not None and len(allowed) <= FEW_VIDEOS:
             text = np.repeat(np.arange(len(queries)), len(allowed))
             pairs = _unscored(text, np.tile(allowed, len(queries)))
-            return leading(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
+            return with_ties(score_pairs(pairs, queries, dims, self._vectors), len(queries), k)
         candidates = scan(lambda piece: self._scores(piece, queries, allowed), self._pieces(), len(queries), k)
         return select(candidates, queries, k, dims, self._vectors, self._fine)
 

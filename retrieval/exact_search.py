@@ -458,10 +458,10 @@ def select(
         rest = _refined(rest, queries, fine(distinct)).reaching(limit)
     if len(rest):
         scored = Scored.concatenate([scored, score_pairs(rest, queries, dims, vectors)])
-    return leading(scored, texts, k)
+    return with_ties(scored, texts, k)
 
 
-def leading(scored: Scored, texts: int, k: int) -> Scored:
+def with_ties(scored: Scored, texts: int, k: int) -> Scored:
     """The k highest scores of each text, and all that equal the k-th."""
     return scored[scored.score >= _kth_highest(scored, texts, k)[scored.text]]
 

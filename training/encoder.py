@@ -191,14 +191,21 @@ def check_same_encoder(expected: EncoderIdentity, encoder: Encoder) -> None:
         )
 
 
+def check_encoder(encoder: object) -> None:
+    """Raise TypeError for what lacks something of an `Encoder`, such as a function."""
+    if not (callable(encoder) and hasattr(encoder, "name") and hasattr(encoder, "dim")):
+        raise TypeError(f"encoder: expected a callable with `name` and `dim`, got {type(encoder).__name__}")
+
+
 def token_arrays(sentences: Sequence[str], encoder: Encoder, largest: float = LARGEST) -> list[np.ndarray]:
     """The token embeddings (W, dim) of each sentence, W >= 1, as floats of NumPy.
 
     Raises:
-        TypeError: the encoder gives anything but arrays of real numbers.
+        TypeError: no encoder, or one that gives anything but arrays of real numbers.
         ValueError: it gives more or fewer arrays than there are sentences, one of another shape, or numbers that are
             not finite or beyond the largest.
     """
+    check_encoder(encoder)
     given = encoder(sentences)
     is_many = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
     if not is_many or getattr(given, "ndim", 1) == 0:

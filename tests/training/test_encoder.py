@@ -11,6 +11,7 @@ import torch
 from collaborative_experts import SentenceEncoder
 from collaborative_experts.training import encoder as encoders
 from collaborative_experts.training.encoder import EncoderIdentity, check_same_encoder, identify, token_arrays
+from collaborative_experts.training.tokens import embed_tokens
 
 
 class Letters:
@@ -87,6 +88,15 @@ def test_an_encoder_may_give_its_arrays_in_any_form(form):
         assert isinstance(found, np.ndarray)
         np.testing.assert_allclose(found, x, rtol=2**-8)
     np.testing.assert_allclose(identify(encoder).probe, identify(Letters()).probe, rtol=2**-8)
+
+
+def test_a_function_is_no_encoder(tmp_path):
+    def function(sentences):
+        return [np.ones((1, 20))] * len(sentences)
+
+    for use in (token_arrays, lambda *arguments: embed_tokens(*arguments, tmp_path, max_tokens=3)):
+        with pytest.raises(TypeError, match="encoder: expected a callable with `name` and `dim`, got function"):
+            use(THREE_WORDS, function)
 
 
 @pytest.mark.parametrize(
