@@ -228,8 +228,8 @@ class Snapshot:
             return
         dims = list(self.store.stated.dims.values())
         parts, size = _with_size(self.store.read_codes(self.dataset), dims, self.dataset.count_rows())
-        for rows in _in_chunks(parts, size, reuse=True):
-            yield _piece(rows, dims, kept=False)
+        for rows in _in_chunks(parts, size):
+            yield _piece(rows, kept=False)
 
     def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> Scored:
         """The k highest scores of each text, and all that equal the k-th, among the videos at the ascending addresses
@@ -338,7 +338,7 @@ class HeldCodes:
             updated = self._updated(dataset, last)
             if updated is not None:
                 return updated
-        return self._extended(Snapshot(self._store, dataset), list(dataset.get_fragments()))
+        return self._extended(Snapshot(self._store, dataset), None)
 
     def _updated(self, dataset: Any, last: Snapshot) -> Snapshot | None:
         """The last snapshot with the rows that were added and deleted since; None where reading all anew is better."""
@@ -359,12 +359,12 @@ class HeldCodes:
             if deleted > MOST_DELETED * sum(piece.chunk.size for piece in pieces):
                 return None
             now = replace(now, pieces=pieces)
-        return self._extended(now, [x for number, x in now.fragments.items() if number not in last.fragments])
+        added = [x for number, x in now.fragments.items() if number not in last.fragments]
+        return self._extended(now, added) if added else now
 
-    def _extended(self, snapshot: Snapshot, fragments: Sequence[Any]) -> Snapshot:
-        """The snapshot with the rows of more fragments. Small additions share a piece: the last one is made anew."""
-        if not fragments:
-            return snapshot
+    def _extended(self, snapshot: Snapshot, fragments: Sequence[Any] | None) -> Snapshot:
+        """The snapshot with the rows of more fragments; None for all. Small additions share a piece: the last one is
+        made anew."""
         dims = list(self._store.stated.dims.values())
         pieces = list(snapshot.pieces)
         added: Iterable[CodeRows] = self._store.read_codes(snapshot.dataset, fragments)
@@ -374,8 +374,8 @@ class HeldCodes:
         tail = None
         parts, size = _with_size(added, dims, snapshot.dataset.count_rows())
         for rows in _in_chunks(parts, size):
-            pieces.append(_piece(rows, dims))
-            tail = CodeRows.concatenate([rows]) if 2 * len(rows) < size else None
+            pieces.append(_piece(rows))
+            tail = rows if 2 * len(rows) < size else None
             del rows  # before there is memory for the next
         if len(pieces) > len(snapshot.pieces) + 1:  # of one piece there is little
             give_back()
@@ -400,9 +400,8 @@ def _videos_of_a_chunk(held: float, videos: int) -> int:
     return max(min(most, LEAST_CHUNK), math.ceil(videos / chunks))
 
 
-def _in_chunks(parts: Iterable[CodeRows], size: int, reuse: bool = False) -> Iterator[CodeRows]:
-    """The same rows, `size` at a time, and what is left; where the memory is reused, each is read before the next is
-    asked for."""
+def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
+    """The same rows, `size` at a time, and what is left."""
     chunk: CodeRows | None = None
     filled = 0
     for part in parts:
@@ -413,15 +412,16 @@ def _in_chunks(parts: Iterable[CodeRows], size: int, reuse: bool = False) -> Ite
             part, filled = part[len(taken) :], filled + len(taken)
             if filled == size:
                 yield chunk
-                chunk, filled = chunk if reuse else None, 0
+                chunk, filled = None, 0
     if chunk is not None and filled:
-        yield chunk[:filled]
+        few = 2 * filled < size  # less than half a chunk does not keep the memory of one
+        yield CodeRows.concatenate([chunk[:filled]]) if few else chunk[:filled]
 
 
-def _piece(rows: CodeRows, dims: Sequence[int], kept: bool = True) -> Piece:
+def _piece(rows: CodeRows, kept: bool = True) -> Piece:
     bias = as_tensor(rows.bias).float() if rows.bias.any() else None
-    chunk = Chunk(rows.coarse, rows.scale, rows.residual, rows.available, dims, kept)
-    return Piece(chunk, rows.addresses.copy(), bias)
+    chunk = Chunk(rows.coarse, rows.scale, rows.residual, rows.available, kept)
+    return Piece(chunk, rows.addresses, bias)
 
 
 def live_addresses(dataset: Any, fragment: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ the score in float64.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self, TypeVar
@@ -180,11 +180,10 @@ class Chunk:
     """Codes of n videos, compared at once. An expert's codes are held for the videos that have it.
 
     Args:
-        codes: (n, M * D) int8; coarse or fine ones.
+        codes: M arrays (n, D) int8; coarse or fine ones. They may be kept.
         scale, residual: (n, M) float32, the codes' steps and at least the lengths of what they leave.
         available: (n, M) bool.
-        dims: D of each expert.
-        kept: False for codes that are compared once; else the array may be kept, too.
+        kept: False for codes that are compared once.
 
     Attributes:
         size: n.
@@ -193,21 +192,20 @@ class Chunk:
 
     def __init__(
         self,
-        codes: np.ndarray,
+        codes: Sequence[np.ndarray],
         scale: np.ndarray,
         residual: np.ndarray,
         available: np.ndarray,
-        dims: Sequence[int],
         kept: bool = True,
     ) -> None:
-        self.size, self._searches = len(codes), 0
+        self.size, self._searches = len(available), 0
         self._residual = torch.from_numpy(np.where(available, residual, np.float32(0)))
         self._largest_residual = _largest(self._residual)
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
         videos = {m: torch.from_numpy(np.flatnonzero(column)) for m, column in enumerate(available.T) if column.any()}
         everywhere = bool(available.all())
-        self._matrices = hold(codes, dims, dict.fromkeys(videos) if everywhere else videos, kept)
+        self._matrices = hold(codes, dict.fromkeys(videos) if everywhere else videos, kept)
         parts = [[m for m, _ in matrix.parts] for matrix in self._matrices]
         self._starts = np.cumsum([0, *(sum(len(videos[m]) for m in experts) for experts in parts)]).tolist()
         # One after the other, as the products of several matrices are put together.
@@ -215,7 +213,7 @@ class Chunk:
         none = torch.empty(0, dtype=torch.int64, device="cpu")
         self._steps = torch.cat([none.float(), *(torch.from_numpy(scale[:, m])[rows] for m, rows in flat)])
         self._videos = None if everywhere else torch.cat([none, *(x for _, x in flat)])
-        lengths = torch.tensor(dims, dtype=torch.float32, device="cpu").sqrt()
+        lengths = torch.tensor([x.shape[1] for x in codes], dtype=torch.float32, device="cpu").sqrt()
         self.reach = STEPS * lengths * _largest(torch.from_numpy(scale * available))
 
     def score(self, queries: Queries) -> Tensor:
@@ -293,28 +291,38 @@ def _patterns(available: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Columns:
-    """Arrays with a common first axis. `dataclasses.fields` would take longer here than copying small columns does."""
+    """Arrays, or tuples of arrays, with a common first axis. `dataclasses.fields` would take longer here than copying
+    small columns does."""
 
     def __getitem__(self, rows: np.ndarray | slice | list[int]) -> Self:
-        return type(self)(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return self._each(lambda x: x[rows])
 
     def __len__(self) -> int:
         return len(getattr(self, next(iter(self.__dataclass_fields__))))
 
     def empty(self, rows: int) -> Self:
         """Room for rows of the same shapes and types."""
-        columns = (getattr(self, name) for name in self.__dataclass_fields__)
-        return type(self)(*(np.empty((rows, *x.shape[1:]), dtype=x.dtype) for x in columns))
+        return self._each(lambda x: np.empty((rows, *x.shape[1:]), dtype=x.dtype))
 
     def write(self, start: int, rows: Self) -> None:
         """Copy rows to the place from `start` on."""
-        for name in self.__dataclass_fields__:
-            getattr(self, name)[start : start + len(rows)] = getattr(rows, name)
+        for mine, theirs in zip(self._arrays(), rows._arrays(), strict=True):
+            mine[start : start + len(rows)] = theirs
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, in their order; at least one part."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+        arrays = zip(*(part._arrays() for part in parts), strict=True)
+        return parts[0]._each(lambda _: np.concatenate(next(arrays)))
+
+    def _arrays(self) -> Iterator[np.ndarray]:
+        for column in map(self.__getattribute__, self.__dataclass_fields__):
+            yield from column if isinstance(column, tuple) else (column,)
+
+    def _each(self, make: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """The same columns with what is made of each array, in order."""
+        columns = map(self.__getattribute__, self.__dataclass_fields__)
+        return type(self)(*(tuple(map(make, x)) if isinstance(x, tuple) else make(x) for x in columns))
 
 
 @dataclass(frozen=True)

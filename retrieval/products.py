@@ -88,29 +88,26 @@ class Matrix(Protocol):
         search."""
 
 
-def hold(codes: np.ndarray, dims: Sequence[int], videos: Mapping[int, Tensor | None], kept: bool) -> list[Matrix]:
-    """Codes (rows, sum of dims) int8 of some experts, in the fastest exact way.
+def hold(codes: Sequence[np.ndarray], videos: Mapping[int, Tensor | None], kept: bool) -> list[Matrix]:
+    """Codes of some experts in the fastest exact way.
 
     Args:
+        codes: by expert, (rows, D) int8.
         videos: by expert, the rows (n,) int64 that are multiplied, n above 0: those of the videos that have it. None is
-            for all, and takes no memory of its own: where they are kept, so is the array, as long as it is needed.
-        kept: True for codes that more than one search reads. Else nothing of the array is kept.
+            for all, and takes no memory of its own: the expert's array may be kept.
+        kept: True for codes that more than one search reads.
     """
-    starts = np.cumsum([0, *dims]).tolist()
 
     def columns(part: Part) -> Tensor:
-        start, rows = starts[part.expert], videos[part.expert]
-        block = as_tensor(codes[:, start + part.columns.start : start + part.columns.stop])
+        block, rows = as_tensor(codes[part.expert][:, part.columns]), videos[part.expert]
         return block if rows is None else block.index_select(0, rows)
 
-    def own(part: Part) -> Tensor:
-        return columns(part).clone() if videos[part.expert] is None else columns(part)
-
-    at_once, shares = _way(fbgemm=False), _shares({m: dims[m] for m in videos})
+    at_once, dims = _way(fbgemm=False), {m: codes[m].shape[1] for m in videos}
+    shares = _shares(dims)
     if kept and _fits(shares) and _way(fbgemm=True) is fbgemm_product:
         return [Settling(parts, list(map(columns, parts)), at_once) for parts in shares]
-    whole = [Part(m, slice(0, dims[m])) for m in videos]
-    return list(in_order(lambda part: Held(part, at_once(own(part))), whole))
+    whole = [Part(m, slice(0, dim)) for m, dim in dims.items()]
+    return list(in_order(lambda part: Held(part, at_once(columns(part).contiguous())), whole))
 
 
 class Held:

@@ -65,14 +65,18 @@ SMALL_FRAGMENT = 1024
 MOST_SMALL_FRAGMENTS = 64
 """The number of fragments of fewer than `SMALL_FRAGMENT` rows at which they are put together, when rows are added."""
 
-READ_BYTES = 2**19
-"""Codes that are read at once: more is hardly faster, and leaves more memory with the allocator."""
+READ_BYTES, REMOTE_READ_BYTES = 2**20, 2**23
+"""Codes that are read at once, from this machine and from elsewhere, where each reading waits for an answer. Lance's
+threads keep what they read into: of more at once, more memory stays with the allocator."""
 
 WRITTEN_BYTES, MERGED_BYTES = 2**22, 2**25
 """Vectors that are quantised and handed over at once: to an append, and to a merge, which is a commit each."""
 
 AHEAD_BYTES = 2**25
 """Vectors that are quantised ahead of what is written."""
+
+READ_AHEAD = 2
+"""Parts of codes that are read ahead."""
 
 FEW_IDS = 1000
 """Up to so many ids are looked up; for more, all ids are read."""
@@ -96,14 +100,14 @@ class CodeRows(Columns):
 
     Attributes:
         addresses: (n,) int64, fragment * 2^32 + place in it.
-        coarse: (n, sum of D) int8.
+        coarse: M arrays (n, D) int8.
         scale, residual: (n, M) float32, as in `Codes`.
         available: (n, M) bool.
         bias: (n,) float64, as in `Vectors`.
     """
 
     addresses: np.ndarray
-    coarse: np.ndarray
+    coarse: tuple[np.ndarray, ...]
     scale: np.ndarray
     residual: np.ndarray
     available: np.ndarray
@@ -321,26 +325,17 @@ class VideoStore:
         """The coarse codes of some fragments, or of all, in parts of some `READ_BYTES`, by address."""
         bias = bias_column(dataset.schema)
         columns = ["pattern", "coarse", "scale", "residual", *([bias] if bias else [])]
-        scanner = dataset.scanner(
-            columns=columns,
-            fragments=fragments,
-            with_row_address=True,
-            scan_in_order=True,
-            batch_size=max(1, READ_BYTES // sum(self.stated.dims.values())),
-            batch_readahead=1,
-            fragment_readahead=1,
-            io_buffer_size=16 * READ_BYTES,
-        )
-        for batch in scanner.to_batches():
-            if batch.num_rows:
-                yield CodeRows(
-                    batch["_rowaddr"].to_numpy().astype(np.int64),
-                    to_matrix(batch["coarse"]),
-                    to_matrix(batch["scale"]),
-                    to_matrix(batch["residual"]),
-                    availability(batch["pattern"].to_pylist()),
-                    batch[bias].to_numpy() if bias else np.zeros(batch.num_rows),
-                )
+        at_once = (READ_BYTES if self._local else REMOTE_READ_BYTES) // sum(self.stated.dims.values())
+        read = _in_ranges if fragments is None else partial(_scanned, fragments)
+        for batch in read(dataset, columns, max(1, at_once)):
+            yield CodeRows(
+                batch["_rowaddr"].to_numpy().astype(np.int64),
+                tuple(self.stated.by_expert(to_matrix(batch["coarse"])).values()),
+                to_matrix(batch["scale"]),
+                to_matrix(batch["residual"]),
+                availability(batch["pattern"].to_pylist()),
+                batch[bias].to_numpy() if bias else np.zeros(batch.num_rows),
+            )
 
     def read_vectors(self, rows: Rows) -> Vectors:
         """Float32 vectors of some rows, whose addresses ascend."""
@@ -366,16 +361,14 @@ class VideoStore:
 
     def read_fine(self, rows: Rows) -> Iterator[tuple[np.ndarray, Chunk]]:
         """The fine codes of some rows, in chunks, with the addresses of their rows."""
-        dims = list(self.stated.dims.values())
         for part in slices(len(rows.addresses), ROWS):
             piece = Rows(rows.dataset, rows.addresses[part], rows.positions[part])
             table = piece.take(["pattern", "fine", "scale", "fine_residual"])
             chunk = Chunk(
-                to_matrix(table["fine"]),
+                tuple(self.stated.by_expert(to_matrix(table["fine"])).values()),
                 to_matrix(table["scale"]) / FINE_STEPS,
                 to_matrix(table["fine_residual"]),
                 availability(table["pattern"].to_pylist()),
-                dims,
                 kept=False,
             )
             yield piece.addresses, chunk
@@ -561,6 +554,27 @@ class VideoStore:
 # --- Arrow ------------------------------------------------------------------------------------------------
 
 _EXTRAS = ("uri", "start_s", "end_s", "metadata")
+
+
+def _in_ranges(dataset: Any, columns: Sequence[str], rows: int) -> Iterator[Any]:
+    """All rows as batches of Arrow, so many at once. A scan reads whole pages, of 8 MB, on up to 16 threads, and glibc
+    keeps as much memory for each thread."""
+    sampler = extra("lance.sampler", "index").ShardedBatchSampler(rank=0, world_size=1)  # one that takes all, in order
+    yield from sampler(dataset, columns=[*columns, "_rowaddr"], batch_size=rows, batch_readahead=READ_AHEAD)
+
+
+def _scanned(fragments: Sequence[Any], dataset: Any, columns: Sequence[str], rows: int) -> Iterator[Any]:
+    """The rows of some fragments as batches of Arrow, at most so many at once."""
+    yield from dataset.scanner(
+        columns=columns,
+        fragments=fragments,
+        with_row_address=True,
+        scan_in_order=True,
+        batch_size=rows,
+        batch_readahead=1,
+        fragment_readahead=1,
+        io_buffer_size=REMOTE_READ_BYTES,
+    ).to_batches()
 
 
 def _ids(table: Any) -> np.ndarray:

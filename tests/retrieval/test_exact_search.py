@@ -34,10 +34,15 @@ def collection(texts, videos, dims, missing, scale, seed):
 
 def exact_scores(weights, embeddings, joint, available, dims):
     """The definition in float64, (T, n)."""
-    blocks = np.split(joint.astype(np.float64), np.cumsum(dims)[:-1], axis=1)
-    shares = [weights[:, [m]] * (embeddings[m].astype(np.float64) @ blocks[m].T) for m in range(len(dims))]
+    videos = blocks(joint.astype(np.float64), dims)
+    shares = [weights[:, [m]] * (embeddings[m].astype(np.float64) @ videos[m].T) for m in range(len(dims))]
     total = weights.astype(np.float64) @ available.T
     return sum(shares) / np.where(total > 0, total, 1)
+
+
+def blocks(codes, dims):
+    """The columns of each expert."""
+    return np.split(codes, np.cumsum(dims)[:-1], axis=1)
 
 
 def queries_of(weights, embeddings):
@@ -67,7 +72,7 @@ def test_bounds_hold(given_collection):
     weights, embeddings, joint, available = collection(*given_collection)
     truth = exact_scores(weights, embeddings, joint, available, dims)
     codes = quantise(joint, dims)
-    chunk = Chunk(codes.coarse, codes.scale, codes.residual, available, dims)
+    chunk = Chunk(blocks(codes.coarse, dims), codes.scale, codes.residual, available)
     queries = queries_of(weights, embeddings)
     scores, errors = chunk.score(queries).double().numpy(), errors_of(chunk, queries)
     assert (np.abs(scores - truth) <= errors).all()
@@ -93,7 +98,7 @@ def test_bounds_hold_however_the_codes_are_held(monkeypatch):
         settling.clear()
         weights, embeddings, joint, available = collection(texts, 300, dims, missing, 1.0, 0)
         codes, queries = quantise(joint, dims), queries_of(weights, embeddings)
-        chunk = Chunk(codes.coarse, codes.scale, codes.residual, available, dims)
+        chunk = Chunk(blocks(codes.coarse, dims), codes.scale, codes.residual, available)
         truth = exact_scores(weights, embeddings, joint, available, dims)
         for searches in (1, 2, 3):
             found = chunk.score(queries).double().numpy()
@@ -120,7 +125,7 @@ def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, co
 
     def score(start):
         rows = slice(start, start + 16)
-        chunk = Chunk(codes.coarse[rows], codes.scale[rows], codes.residual[rows], available[rows], dims)
+        chunk = Chunk(blocks(codes.coarse[rows], dims), codes.scale[rows], codes.residual[rows], available[rows])
         rounding = exact_search.ROUNDING * float(np.abs(bias).max())
         return ChunkScores(
             np.arange(n)[rows],
@@ -134,7 +139,8 @@ def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, co
 
     def fine(addresses):
         scale = codes.scale[addresses] / exact_search.FINE_STEPS
-        yield addresses, Chunk(codes.fine[addresses], scale, codes.fine_residual[addresses], available[addresses], dims)
+        some = blocks(codes.fine[addresses], dims)
+        yield addresses, Chunk(some, scale, codes.fine_residual[addresses], available[addresses])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "FINE_BYTES", fine_bytes)
@@ -160,7 +166,8 @@ def test_zeros_and_tiny_weights():
     available[:3, 0], joint[:3, :4] = False, 0
     joint[0] = 0
     codes = quantise(joint, dims)
-    chunk, queries = Chunk(codes.coarse, codes.scale, codes.residual, available, dims), queries_of(weights, embeddings)
+    chunk = Chunk(blocks(codes.coarse, dims), codes.scale, codes.residual, available)
+    queries = queries_of(weights, embeddings)
     scores, errors = chunk.score(queries), errors_of(chunk, queries)
     truth = exact_scores(weights, embeddings, joint, available, dims)
     assert scores[0, :3].tolist() == [0, 0, 0]

@@ -79,6 +79,11 @@ def by_expert(matrices, values, videos):
     return total
 
 
+def blocks(codes, dims):
+    """The columns of each expert."""
+    return [x.numpy() for x in codes.split(dims, dim=1)]
+
+
 def everywhere(experts, videos):
     """All videos have each of these experts."""
     return {m: torch.arange(videos) for m in experts}
@@ -95,7 +100,7 @@ def test_matrices_give_the_products_of_each_expert_whatever_holds_them(dims, kep
     truth = {
         m: values[m].long() @ block[having[m]].long().T for m, block in enumerate(codes.clone().split(dims, dim=1))
     }
-    matrices = products.hold(codes.numpy(), dims, having, kept)
+    matrices = products.hold(blocks(codes, dims), having, kept)
     codes.zero_()  # what is held does not depend on the array
     for _ in range(2):
         found = by_expert(matrices, values, having)
@@ -108,19 +113,10 @@ def test_matrices_give_the_products_of_each_expert_whatever_holds_them(dims, kep
     assert all(matrix._multiply and not matrix._codes for matrix in settling)
 
 
-def test_nothing_is_kept_of_codes_that_are_multiplied_once(monkeypatch):
-    monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: float_product)  # which reads what it was given
-    values, codes = numbers(2, 30, 24, largest=False)
-    truth = values[:, :8].long() @ codes[:, :8].long().T
-    matrices = products.hold(codes.numpy(), [8, 16], {0: None, 1: None}, kept=False)
-    codes.zero_()
-    assert torch.equal(matrices[0]([values[:, :8].contiguous()])[0].long(), truth)
-
-
 def test_experts_that_are_not_multiplied_are_passed_over():
     values, codes = numbers(2, 30, 12, largest=False)
     having = everywhere([0, 2], 30)
-    matrices = products.hold(codes.numpy(), [4, 4, 4], having, kept=True)
+    matrices = products.hold(blocks(codes, [4, 4, 4]), having, kept=True)
     assert [part.expert for matrix in matrices for part in matrix.parts] == [0, 2]
     found = by_expert(matrices, values.split(4, dim=1), having)
     assert torch.equal(found[2], values[:, 8:].long() @ codes[:, 8:].long().T)
@@ -129,7 +125,7 @@ def test_experts_that_are_not_multiplied_are_passed_over():
 @needs_fbgemm
 def test_nothing_settles_where_a_program_took_another_engine(fbgemm_is_fastest, settled, monkeypatch):
     _, codes = numbers(2, 30, 512, largest=False)
-    matrices = products.hold(codes.numpy(), [512], everywhere([0], 30), kept=True)
+    matrices = products.hold([codes.numpy()], everywhere([0], 30), kept=True)
     monkeypatch.setattr(products, "_fastest", lambda engine, fbgemm: float_product)
     matrices[0].settle()
     settled()
@@ -139,7 +135,7 @@ def test_nothing_settles_where_a_program_took_another_engine(fbgemm_is_fastest, 
 @needs_fbgemm
 def test_what_was_given_up_is_not_settled(fbgemm_is_fastest, settled, monkeypatch):
     _, codes = numbers(2, 30, 512, largest=False)
-    matrices = products.hold(codes.numpy(), [512], everywhere([0], 30), kept=True)
+    matrices = products.hold([codes.numpy()], everywhere([0], 30), kept=True)
     held = []
     monkeypatch.setattr(products.Settling, "_hold", lambda _: held.append(True))
     begin = threading.Event()
@@ -200,9 +196,9 @@ def test_a_library_that_is_not_there(anew, monkeypatch):
     ids=str,
 )
 def test_fbgemm_is_for_columns_that_it_does_not_fill_up(dims, may, fbgemm_is_fastest):
-    codes = torch.zeros(3, sum(dims), dtype=torch.int8).numpy()
+    codes = blocks(torch.zeros(3, sum(dims), dtype=torch.int8), dims)
     for kept in (True, False):
-        matrices = products.hold(codes, dims, everywhere(range(len(dims)), 3), kept)
+        matrices = products.hold(codes, everywhere(range(len(dims)), 3), kept)
         assert isinstance(matrices[0], products.Settling) == (may and kept)
 
 
