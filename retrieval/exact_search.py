@@ -199,22 +199,23 @@ class Chunk:
         kept: bool = True,
     ) -> None:
         self.size, self._searches = len(available), 0
-        self._residual = torch.from_numpy(np.where(available, residual, np.float32(0)))
-        self._largest_residual = _largest(self._residual)
+        # By NumPy, for an operation that PyTorch shares among cores waits here for those that read the next codes.
+        residual = np.where(available, residual, np.float32(0))
+        self._residual, self._largest_residual = torch.from_numpy(residual), _largest(residual)
         patterns, pattern = _patterns(available)
         self._patterns, self._pattern = torch.from_numpy(patterns).double(), torch.from_numpy(pattern)
-        videos = {m: torch.from_numpy(np.flatnonzero(column)) for m, column in enumerate(available.T) if column.any()}
+        videos = {m: np.flatnonzero(column) for m, column in enumerate(available.T) if column.any()}
         everywhere = bool(available.all())
         self._matrices = hold(codes, dict.fromkeys(videos) if everywhere else videos, kept)
         parts = [[m for m, _ in matrix.parts] for matrix in self._matrices]
         self._starts = np.cumsum([0, *(sum(len(videos[m]) for m in experts) for experts in parts)]).tolist()
         # One after the other, as the products of several matrices are put together.
         flat = [(m, videos[m]) for experts in parts for m in experts]
-        none = torch.empty(0, dtype=torch.int64, device="cpu")
-        self._steps = torch.cat([none.float(), *(torch.from_numpy(scale[:, m])[rows] for m, rows in flat)])
-        self._videos = None if everywhere else torch.cat([none, *(x for _, x in flat)])
+        steps = [scale[:0, 0], *(scale[rows, m] for m, rows in flat)]
+        self._steps = torch.from_numpy(np.concatenate(steps))
+        self._videos = None if everywhere else torch.from_numpy(np.concatenate([pattern[:0], *(x for _, x in flat)]))
         lengths = torch.tensor([x.shape[1] for x in codes], dtype=torch.float32, device="cpu").sqrt()
-        self.reach = STEPS * lengths * _largest(torch.from_numpy(scale * available))
+        self.reach = STEPS * lengths * _largest(scale * available)
 
     def score(self, queries: Queries) -> Tensor:
         """(T, n) float32; 0 where the weights used sum to 0."""
@@ -273,9 +274,9 @@ class Chunk:
         return ROUNDING * (queries.lengths * self.reach).amax(1)
 
 
-def _largest(x: Tensor) -> Tensor:
-    """(M,): the largest of each column of (n, M); 0 where there are no rows."""
-    return x.amax(0) if len(x) else x.new_zeros(x.shape[1])
+def _largest(x: np.ndarray) -> Tensor:
+    """(M,): the largest of each column of (n, M), which are not below 0; 0 where there are no rows."""
+    return torch.from_numpy(x.max(axis=0, initial=0))
 
 
 def _patterns(available: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

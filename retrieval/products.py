@@ -88,7 +88,7 @@ class Matrix(Protocol):
         search."""
 
 
-def hold(codes: Sequence[np.ndarray], videos: Mapping[int, Tensor | None], kept: bool) -> list[Matrix]:
+def hold(codes: Sequence[np.ndarray], videos: Mapping[int, np.ndarray | None], kept: bool) -> list[Matrix]:
     """Codes of some experts in the fastest exact way.
 
     Args:
@@ -99,8 +99,8 @@ def hold(codes: Sequence[np.ndarray], videos: Mapping[int, Tensor | None], kept:
     """
 
     def columns(part: Part) -> Tensor:
-        block, rows = as_tensor(codes[part.expert][:, part.columns]), videos[part.expert]
-        return block if rows is None else block.index_select(0, rows)
+        block, rows = codes[part.expert][:, part.columns], videos[part.expert]
+        return as_tensor(block if rows is None else block[rows])
 
     at_once, dims = _way(fbgemm=False), {m: codes[m].shape[1] for m in videos}
     shares = _shares(dims)
