@@ -43,6 +43,7 @@ from .exact_search import (
     without_ties,
 )
 from .normalise import QueryBank
+from .products import begin_to_choose
 from .rows import Answers, Header, NewVideos, Stored, StoreReport
 from .store import CodeRows, Rows, VideoStore, bias_column
 
@@ -365,6 +366,7 @@ class HeldCodes:
     def _extended(self, snapshot: Snapshot, fragments: Sequence[Any] | None) -> Snapshot:
         """The snapshot with the rows of more fragments; None for all. Small additions share a piece: the last one is
         made anew."""
+        begin_to_choose()
         dims = list(self._store.stated.dims.values())
         pieces = list(snapshot.pieces)
         added: Iterable[CodeRows] = self._store.read_codes(snapshot.dataset, fragments)

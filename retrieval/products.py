@@ -20,6 +20,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO
 from ..base.memory import give_back
-from ..base.threads import in_background, in_order
+from ..base.threads import begin, in_background, in_order
 from .arrays import as_tensor
 
 Multiply = Callable[[Tensor], Tensor]
@@ -187,15 +188,24 @@ def _fits(shares: Sequence[Sequence[Part]]) -> bool:
     return filled <= MOST_FILLED * sum(widths) and alone == {part.expert for parts in shares for part in parts}
 
 
+def begin_to_choose() -> None:
+    """Time the ways beside what follows, such as reading the first codes."""
+    _begin(fbgemm=True)
+
+
 def _way(fbgemm: bool) -> Way:
     """The fastest exact way to hold codes, FBGEMM's among them or not."""
+    return _begin(fbgemm).result()
 
-    def choose(engine: str) -> Way:
+
+def _begin(fbgemm: bool) -> Future[Way]:
+    engine = torch.backends.quantized.engine
+
+    def choose() -> Way:
         with _choosing:
             return _fastest(engine, fbgemm)
 
-    # On a thread of those that compute the products.
-    return next(in_order(choose, [torch.backends.quantized.engine]))
+    return begin(choose)  # on a thread of those that compute the products
 
 
 def numkong_product(codes: Tensor) -> Multiply:
