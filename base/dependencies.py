@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
+from .garbage import no_collection
+
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 
@@ -39,7 +41,8 @@ def check_dependencies(requirements: Path = REQUIREMENTS) -> None:
 def extra(module: str, name: str) -> ModuleType:
     """The optional module, or an ImportError that says how to install the extra `name` which brings it."""
     try:
-        return import_module(module)
+        with no_collection():
+            return import_module(module)
     except ImportError as error:
         raise ImportError(
             f"{module} cannot be imported ({error}); install with: pip install 'collaborative_experts[{name}]' "

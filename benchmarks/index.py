@@ -39,9 +39,10 @@ SMALL, DEFAULT = [512] * 2, [768] * 9
 OPENED = """
 import sys, time, pickle
 from collaborative_experts import VideoIndex
+from collaborative_experts.base.forks import import_lance
 text = pickle.load(open(sys.argv[2], "rb"))
 start = time.perf_counter()
-import lance
+import_lance("index")
 loaded = time.perf_counter()
 VideoIndex(sys.argv[1]).search(text[0], 10)
 print(time.perf_counter() - start, loaded - start)

@@ -6,21 +6,20 @@ that would accept more than numbers are replaced by narrower ones.
 
 from __future__ import annotations
 
-import gc
 import mmap
 import pickle
 import struct
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from ..base.garbage import no_collection
 from ..base.pickles import check_texts, refused_name
 
 
@@ -30,7 +29,7 @@ def load_arrays(path: Path) -> object:
     Raises:
         pickle.UnpicklingError: the pickle names any other function or class. Nothing has been called then.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, _no_collection():
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, no_collection():
         return _ArraysOnly(content, encoding="latin1").load()
 
 
@@ -51,18 +50,6 @@ def load_tensors(path: Path) -> object:
         name = refused_name(error)
         reason = f"refused, it would call {name}; only tensors are let in" if name else "not a file of torch.save"
         raise pickle.UnpicklingError(reason) from None
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause the collection of cycles, which looks at all that a pickle has made so far again and again."""
-    is_enabled = gc.isenabled()
-    try:
-        gc.disable()
-        yield
-    finally:
-        if is_enabled:
-            gc.enable()
 
 
 class _ArraysOnly(pickle._Unpickler):
