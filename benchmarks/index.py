@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -177,7 +178,8 @@ def settle(index: VideoIndex, text: TextEmbeddings, seconds: float = SETTLED_S) 
 
 def opened(path: Path, text: TextEmbeddings) -> dict[str, float]:
     """Seconds from opening in a new process to the first answer, and those in which Lance is loaded, which count among
-    them; median of five."""
+    them; median of five, once the disk has what was added."""
+    os.sync()
     pickled = path.with_suffix(".pickle")
     pickled.write_bytes(pickle.dumps(text))
     command = [sys.executable, "-W", "ignore", "-c", OPENED, path, pickled]
