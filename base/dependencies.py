@@ -6,6 +6,8 @@ is needed. Standard library only.
 """
 
 import re
+import sys
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +43,7 @@ def check_dependencies(requirements: Path = REQUIREMENTS) -> None:
 def extra(module: str, name: str) -> ModuleType:
     """The optional module, or an ImportError that says how to install the extra `name` which brings it."""
     try:
-        with no_collection():
+        with nullcontext() if module in sys.modules else no_collection():
             return import_module(module)
     except ImportError as error:
         raise ImportError(

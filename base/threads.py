@@ -38,16 +38,6 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
         yield waiting.popleft().result()
 
 
-def begin(function: Callable[[], Result]) -> Future[Result]:
-    """Call a function beside what follows, on one of the threads of `in_order`; before it, where PyTorch has one."""
-    threads = torch.get_num_threads()
-    if threads > 1:
-        return _pool(threads, 1).submit(function)
-    done: Future[Result] = Future()
-    done.set_result(function())
-    return done
-
-
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterable[Result]:
     """`map`, with all items at once, each with its share of PyTorch's threads, at least one."""
     threads = torch.get_num_threads()

@@ -43,7 +43,6 @@ from .exact_search import (
     without_ties,
 )
 from .normalise import QueryBank
-from .products import begin_to_choose
 from .rows import Answers, Header, NewVideos, Stored, StoreReport
 from .store import CodeRows, Rows, VideoStore, bias_column
 
@@ -366,7 +365,6 @@ class HeldCodes:
     def _extended(self, snapshot: Snapshot, fragments: Sequence[Any] | None) -> Snapshot:
         """The snapshot with the rows of more fragments; None for all. Small additions share a piece: the last one is
         made anew."""
-        begin_to_choose()
         dims = list(self._store.stated.dims.values())
         pieces = list(snapshot.pieces)
         added: Iterable[CodeRows] = self._store.read_codes(snapshot.dataset, fragments)
@@ -377,7 +375,7 @@ class HeldCodes:
         parts, size = _with_size(added, dims, snapshot.dataset.count_rows())
         for rows in _in_chunks(parts, size):
             pieces.append(_piece(rows))
-            tail = rows if 2 * len(rows) < size else None
+            tail = rows if _leaves_room(rows, size) else None
             del rows  # before there is memory for the next
         if len(pieces) > len(snapshot.pieces) + 1:  # of one piece there is little
             give_back()
@@ -416,8 +414,13 @@ def _in_chunks(parts: Iterable[CodeRows], size: int) -> Iterator[CodeRows]:
                 yield chunk
                 chunk, filled = None, 0
     if chunk is not None and filled:
-        few = 2 * filled < size  # less than half a chunk does not keep the memory of one
-        yield CodeRows.concatenate([chunk[:filled]]) if few else chunk[:filled]
+        rows = chunk[:filled]
+        yield CodeRows.concatenate([rows]) if _leaves_room(rows, size) else rows
+
+
+def _leaves_room(rows: CodeRows, size: int) -> bool:
+    """True for less than half a chunk: it is not to keep the memory of a whole one, and more rows may join it."""
+    return 2 * len(rows) < size
 
 
 def _piece(rows: CodeRows, kept: bool = True) -> Piece:

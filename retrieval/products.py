@@ -20,7 +20,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO
 from ..base.memory import give_back
-from ..base.threads import begin, in_background, in_order
+from ..base.threads import in_background, in_order
 from .arrays import as_tensor
 
 Multiply = Callable[[Tensor], Tensor]
@@ -54,6 +53,10 @@ HOPELESS = 4
 
 NUMKONG_ROWS = 8
 """NumKong takes up to twice as long with all codes where their number is no multiple of this."""
+
+FBGEMM_FAVOUR = 1.25
+"""FBGEMM's time counts for so much less: it reads codes from memory faster than the others, and those that the ways are
+timed with lie in a cache."""
 
 FBGEMM_COLUMNS, MOST_FILLED = 512, 1.1
 """FBGEMM fills columns up to a multiple of 512 (256 on some processors), which may take so many times their memory."""
@@ -188,24 +191,15 @@ def _fits(shares: Sequence[Sequence[Part]]) -> bool:
     return filled <= MOST_FILLED * sum(widths) and alone == {part.expert for parts in shares for part in parts}
 
 
-def begin_to_choose() -> None:
-    """Time the ways beside what follows, such as reading the first codes."""
-    _begin(fbgemm=True)
-
-
 def _way(fbgemm: bool) -> Way:
     """The fastest exact way to hold codes, FBGEMM's among them or not."""
-    return _begin(fbgemm).result()
 
-
-def _begin(fbgemm: bool) -> Future[Way]:
-    engine = torch.backends.quantized.engine
-
-    def choose() -> Way:
+    def choose(engine: str) -> Way:
         with _choosing:
             return _fastest(engine, fbgemm)
 
-    return begin(choose)  # on a thread of those that compute the products
+    # On a thread of those that compute the products.
+    return next(in_order(choose, [torch.backends.quantized.engine]))
 
 
 def numkong_product(codes: Tensor) -> Multiply:
@@ -269,6 +263,8 @@ def _fastest_of(*ways: Way) -> Way:
         texts = torch.ones(2 * count, TRIAL_DIM, dtype=torch.int8, device="cpu")
         limit = HOPELESS * min(seconds.values(), default=0.0)
         seconds = {way: x + _seconds(held[way], texts) for way, x in seconds.items() if x <= limit}
+    if fbgemm_product in seconds:
+        seconds[fbgemm_product] /= FBGEMM_FAVOUR
     return min(seconds, key=seconds.__getitem__, default=float_product)
 
 

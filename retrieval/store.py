@@ -72,11 +72,14 @@ threads keep what they read into: of more at once, more memory stays with the al
 WRITTEN_BYTES, MERGED_BYTES = 2**22, 2**25
 """Vectors that are quantised and handed over at once: to an append, and to a merge, which is a commit each."""
 
+SCAN_BYTES = 2**23
+"""What a scan keeps that is read and not yet asked for: Lance reads no less than a page."""
+
 AHEAD_BYTES = 2**25
 """Vectors that are quantised ahead of what is written."""
 
 READ_AHEAD = 2
-"""Parts of codes that are read ahead."""
+"""Ranges of codes that are read ahead."""
 
 FEW_IDS = 1000
 """Up to so many ids are looked up; for more, all ids are read."""
@@ -322,10 +325,12 @@ class VideoStore:
         return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
 
     def read_codes(self, dataset: Any, fragments: Sequence[Any] | None = None) -> Iterator[CodeRows]:
-        """The coarse codes of some fragments, or of all, in parts of some `READ_BYTES`, by address."""
+        """The coarse codes of some fragments, or of all, in parts of about a megabyte, by address."""
         bias = bias_column(dataset.schema)
         columns = ["pattern", "coarse", "scale", "residual", *([bias] if bias else [])]
         at_once = (READ_BYTES if self._local else REMOTE_READ_BYTES) // sum(self.stated.dims.values())
+        if fragments is None and any(x.num_deletions for x in dataset.get_fragments()):
+            fragments = dataset.get_fragments()  # in a file with deletions Lance looks for each range among all rows
         read = _in_ranges if fragments is None else partial(_scanned, fragments)
         for batch in read(dataset, columns, max(1, at_once)):
             yield CodeRows(
@@ -573,7 +578,7 @@ def _scanned(fragments: Sequence[Any], dataset: Any, columns: Sequence[str], row
         batch_size=rows,
         batch_readahead=1,
         fragment_readahead=1,
-        io_buffer_size=REMOTE_READ_BYTES,
+        io_buffer_size=SCAN_BYTES,
     ).to_batches()
 
 

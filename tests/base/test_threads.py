@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from collaborative_experts.base.threads import begin, in_background, in_order
+from collaborative_experts.base.threads import in_background, in_order
 
 on_some_threads = pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
 
@@ -39,15 +39,6 @@ def test_few_items_are_asked_for_ahead(threads):
     results = in_order(abs, (asked.append(x) or x for x in range(100)))
     next(results)
     assert len(asked) <= 2 * threads + 1
-
-
-@on_some_threads
-def test_what_is_begun_runs_beside_what_follows_where_there_are_several_threads(threads):
-    go_on = threading.Event()
-    found = begin(lambda: (torch.get_num_threads(), threads == 1 or go_on.wait(10)))
-    go_on.set()
-    assert found.result() == (1, True)
-    assert next(in_order(lambda _: begin(lambda: 3).result(), [0])) == 3  # from within, too
 
 
 @on_some_threads

@@ -500,6 +500,24 @@ def test_pieces_of_any_size(path, monkeypatch):
         assert streaming._backend._codes.snapshot().streamed
 
 
+@pytest.mark.parametrize("memory", [None, 0])
+def test_codes_are_read_in_ranges_only_where_nothing_is_deleted(path, memory, monkeypatch):
+    """To find a range, Lance would go through all rows of a file with a deletion: 14 s for 100,000."""
+    ranges, read = [], store._in_ranges
+    monkeypatch.setattr(store, "_in_ranges", lambda *given: ranges.append(given) or read(*given))
+    text, video = some()
+    with VideoIndex(path) as index:
+        index.add(NAMES, video)
+    with VideoIndex(path, memory=memory) as index:
+        check_answers(index, text, video, NAMES, 5)
+        assert ranges
+        index.delete(NAMES[:1])
+    ranges.clear()
+    with VideoIndex(path, memory=memory) as index:
+        check_answers(index, text, video[1:], NAMES[1:], 5)
+        assert not ranges
+
+
 def test_of_ties_only_ids_are_read(path, monkeypatch):
     """All videos are one, of which the first by id are the answer."""
     text, video = some()

@@ -166,6 +166,19 @@ def test_a_product_that_overflows_is_not_taken(anew, monkeypatch):
     assert products._fastest(ENGINE, fbgemm=False) in (onednn_product, float_product)
 
 
+@needs_fbgemm
+@pytest.mark.parametrize(("slower", "taken"), [(1.1, True), (1.5, False)])
+def test_of_two_nearly_as_fast_fbgemms_is_taken(anew, monkeypatch, slower, taken):
+    """It is the faster one where codes do not lie in a cache."""
+    seconds = {products.fbgemm_product: slower, products.numkong_product: 1.0, products.onednn_product: 2.0}
+    monkeypatch.setattr(products, "is_exact", lambda way: True)
+    monkeypatch.setattr(products, "_seconds", lambda way, texts: seconds[way])
+    for way in seconds:
+        monkeypatch.setattr(products, way.__name__, lambda codes, way=way: way)
+    found = products._fastest_of(*(getattr(products, way.__name__) for way in seconds))
+    assert (found is products.fbgemm_product) == taken
+
+
 def test_a_slow_product_is_not_taken(anew, monkeypatch):
     def slow(codes):
         multiply = onednn_product(codes)
