@@ -185,23 +185,17 @@ class Snapshot:
         return {fragment.fragment_id: fragment for fragment in self.dataset.get_fragments()}
 
     def rows(self, addresses: np.ndarray) -> Rows:
-        """The rows at these addresses."""
+        """The rows at these ascending addresses."""
+        if len(addresses) and any(fragment.num_deletions for fragment in self.fragments.values()):
+            return Rows(self.dataset, addresses, None)
         numbers, places = addresses >> 32, addresses & _PLACE
         positions = np.empty(len(addresses), dtype=np.int64)
         start = 0
         for number, fragment in self.fragments.items():
-            at = np.flatnonzero(numbers == number)
-            if len(at):
-                live = self._live_places(fragment)
-                positions[at] = start + (places[at] if live is None else np.searchsorted(live, places[at]))
-            start += fragment.physical_rows - fragment.num_deletions
+            at = numbers == number
+            positions[at] = start + places[at]
+            start += fragment.physical_rows
         return Rows(self.dataset, addresses, positions)
-
-    def _live_places(self, fragment: Any) -> np.ndarray | None:
-        """The places (n,) of the rows that are not deleted; None where all are there."""
-        if not fragment.num_deletions:
-            return None
-        return live_addresses(self.dataset, fragment) & _PLACE
 
     def _scores(self, piece: Piece, queries: Queries, allowed: np.ndarray | None) -> ChunkScores:
         """Of a piece, in which the videos at `allowed` (n,) are all that count."""

@@ -26,7 +26,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ LONGEST_REASON = 200
 """Characters of what is said against a condition."""
 
 LISTED_IDS = 10_000
-"""Ids named in one condition."""
+"""Ids, or addresses of rows, named in one condition."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,30 @@ class Rows:
     """Some rows of one version of the dataset.
 
     Attributes:
-        addresses: (n,) int64.
-        positions: (n,) int64, their places among the rows that are not deleted.
+        addresses: (n,) int64, ascending.
+        positions: (n,) int64, their places among all rows; None where rows of the dataset are deleted, for there Lance
+            takes longer by place the more rows it has: 31 ms for 100 of 100,000, and 1.3 ms by address.
     """
 
     dataset: Any
     addresses: np.ndarray
-    positions: np.ndarray
+    positions: np.ndarray | None
+
+    def __getitem__(self, part: slice) -> Rows:
+        return replace(
+            self, addresses=self.addresses[part], positions=None if self.positions is None else self.positions[part]
+        )
 
     def take(self, columns: Sequence[str]) -> Any:
         """An Arrow table of these columns; without its first axis chunked."""
-        return self.dataset.take(self.positions, columns=list(columns)).combine_chunks()
+        if self.positions is not None:
+            return self.dataset.take(self.positions, columns=list(columns)).combine_chunks()
+        parts = [self._listed(columns, self.addresses[part]) for part in slices(len(self.addresses), LISTED_IDS)]
+        return extra("pyarrow", "index").concat_tables(parts).combine_chunks()
+
+    def _listed(self, columns: Sequence[str], addresses: np.ndarray) -> Any:
+        condition = f"_rowaddr IN ({', '.join(map(str, addresses.tolist()))})"
+        return self.dataset.scanner(columns=list(columns), filter=condition, scan_in_order=True).to_table()
 
 
 class StoreError(OSError):
@@ -367,7 +380,7 @@ class VideoStore:
     def read_fine(self, rows: Rows) -> Iterator[tuple[np.ndarray, Chunk]]:
         """The fine codes of some rows, in chunks, with the addresses of their rows."""
         for part in slices(len(rows.addresses), ROWS):
-            piece = Rows(rows.dataset, rows.addresses[part], rows.positions[part])
+            piece = rows[part]
             table = piece.take(["pattern", "fine", "scale", "fine_residual"])
             chunk = Chunk(
                 tuple(self.stated.by_expert(to_matrix(table["fine"])).values()),
