@@ -44,7 +44,7 @@ from .exact_search import (
 )
 from .normalise import QueryBank
 from .rows import Answers, Header, NewVideos, Stored, StoreReport
-from .store import CodeRows, Rows, VideoStore, bias_column
+from .store import CodeRows, Rows, VideoStore, bias_column, has_deletions
 
 FEW_VIDEOS = 1000
 """A search among so few videos reads their vectors at once."""
@@ -184,9 +184,13 @@ class Snapshot:
         """{number: fragment} in the order of the rows."""
         return {fragment.fragment_id: fragment for fragment in self.dataset.get_fragments()}
 
+    @cached_property
+    def has_deletions(self) -> bool:
+        return has_deletions(self.fragments.values())
+
     def rows(self, addresses: np.ndarray) -> Rows:
         """The rows at these ascending addresses."""
-        if len(addresses) and any(fragment.num_deletions for fragment in self.fragments.values()):
+        if len(addresses) and self.has_deletions:
             return Rows(self.dataset, addresses, None)
         numbers, places = addresses >> 32, addresses & _PLACE
         positions = np.empty(len(addresses), dtype=np.int64)
@@ -423,19 +427,17 @@ def _piece(rows: CodeRows, kept: bool = True) -> Piece:
     return Piece(chunk, rows.addresses, bias)
 
 
-def live_addresses(dataset: Any, fragment: Any) -> np.ndarray:
-    """Row addresses (n,) int64, ascending, of the rows of a fragment that are not deleted."""
-    table = dataset.scanner(columns=[], fragments=[fragment], with_row_address=True).to_table()
-    return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
-
-
 def _file(fragment: Any) -> str:
     """The name of a fragment's first file, which no other fragment has."""
     return str(fragment.metadata.files[0].path)
 
 
 def _live(dataset: Any, fragment: Any | None) -> np.ndarray:
-    return np.empty(0, dtype=np.int64) if fragment is None else live_addresses(dataset, fragment)
+    """Row addresses (n,) int64, ascending, of the rows of a fragment that are not deleted; none where it is gone."""
+    if fragment is None:
+        return np.empty(0, dtype=np.int64)
+    table = dataset.scanner(columns=[], fragments=[fragment], with_row_address=True).to_table()
+    return np.sort(table["_rowaddr"].to_numpy().astype(np.int64))
 
 
 def _without_deleted(piece: Piece, live: dict[int, np.ndarray]) -> Piece:

@@ -313,17 +313,16 @@ class Columns:
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, in their order; at least one part."""
-        arrays = zip(*(part._arrays() for part in parts), strict=True)
-        return parts[0]._each(lambda _: np.concatenate(next(arrays)))
+        return parts[0]._each(lambda *arrays: np.concatenate(arrays), *parts[1:])
 
     def _arrays(self) -> Iterator[np.ndarray]:
         for column in map(self.__getattribute__, self.__dataclass_fields__):
             yield from column if isinstance(column, tuple) else (column,)
 
-    def _each(self, make: Callable[[np.ndarray], np.ndarray]) -> Self:
-        """The same columns with what is made of each array, in order."""
-        columns = map(self.__getattribute__, self.__dataclass_fields__)
-        return type(self)(*(tuple(map(make, x)) if isinstance(x, tuple) else make(x) for x in columns))
+    def _each(self, make: Callable[..., np.ndarray], *others: Self) -> Self:
+        """The same columns with what is made of each array and those of the others in its place."""
+        columns = zip(*(map(x.__getattribute__, self.__dataclass_fields__) for x in (self, *others)), strict=True)
+        return type(self)(*(tuple(map(make, *x)) if isinstance(x[0], tuple) else make(*x) for x in columns))
 
 
 @dataclass(frozen=True)

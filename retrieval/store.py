@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -342,18 +342,21 @@ class VideoStore:
         bias = bias_column(dataset.schema)
         columns = ["pattern", "coarse", "scale", "residual", *([bias] if bias else [])]
         at_once = (READ_BYTES if self._local else REMOTE_READ_BYTES) // sum(self.stated.dims.values())
-        if fragments is None and any(x.num_deletions for x in dataset.get_fragments()):
-            fragments = dataset.get_fragments()  # in a file with deletions Lance looks for each range among all rows
+        if fragments is None and has_deletions(every := dataset.get_fragments()):
+            fragments = every  # in a file with deletions Lance looks for each range among all rows
         read = _in_ranges if fragments is None else partial(_scanned, fragments)
         for batch in read(dataset, columns, max(1, at_once)):
             yield CodeRows(
                 batch["_rowaddr"].to_numpy().astype(np.int64),
-                tuple(self.stated.by_expert(to_matrix(batch["coarse"])).values()),
+                self._by_expert(batch["coarse"]),
                 to_matrix(batch["scale"]),
                 to_matrix(batch["residual"]),
                 availability(batch["pattern"].to_pylist()),
                 batch[bias].to_numpy() if bias else np.zeros(batch.num_rows),
             )
+
+    def _by_expert(self, codes: Any) -> tuple[np.ndarray, ...]:
+        return tuple(self.stated.by_expert(to_matrix(codes)).values())
 
     def read_vectors(self, rows: Rows) -> Vectors:
         """Float32 vectors of some rows, whose addresses ascend."""
@@ -383,7 +386,7 @@ class VideoStore:
             piece = rows[part]
             table = piece.take(["pattern", "fine", "scale", "fine_residual"])
             chunk = Chunk(
-                tuple(self.stated.by_expert(to_matrix(table["fine"])).values()),
+                self._by_expert(table["fine"]),
                 to_matrix(table["scale"]) / FINE_STEPS,
                 to_matrix(table["fine_residual"]),
                 availability(table["pattern"].to_pylist()),
@@ -572,6 +575,11 @@ class VideoStore:
 # --- Arrow ------------------------------------------------------------------------------------------------
 
 _EXTRAS = ("uri", "start_s", "end_s", "metadata")
+
+
+def has_deletions(fragments: Iterable[Any]) -> bool:
+    """True where rows of some fragment are deleted."""
+    return any(fragment.num_deletions for fragment in fragments)
 
 
 def _in_ranges(dataset: Any, columns: Sequence[str], rows: int) -> Iterator[Any]:
