@@ -147,8 +147,10 @@ class Settling:
         return [x[:, :count] for x, count in zip(of_parts, self._counts, strict=True)]
 
     def _product(self, codes: Tensor, values: Tensor) -> Tensor:
-        products = [self._at_once(some.contiguous())(values).float() for some in codes.split(UNSETTLED_ROWS)]
-        return torch.cat(products, dim=1)
+        products = torch.empty(len(values), len(codes), dtype=torch.float32, device="cpu")
+        for some, product in zip(codes.split(UNSETTLED_ROWS), products.split(UNSETTLED_ROWS, dim=1), strict=True):
+            product.copy_(self._at_once(some.contiguous())(values))
+        return products
 
     def settle(self) -> None:
         hold = weakref.WeakMethod(self._hold)
