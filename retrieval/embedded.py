@@ -203,19 +203,23 @@ class Snapshot:
 
     def _scores(self, piece: Piece, queries: Queries, allowed: np.ndarray | None) -> ChunkScores:
         """Of a piece, in which the videos at `allowed` (n,) are all that count."""
-        chunk, scores, rounding = piece.chunk, piece.chunk.score(queries), 0.0
-        if piece.bias is not None:
-            scores.addr_(queries.corrected, piece.bias, alpha=-1)
-            rounding = ROUNDING * float(piece.bias.abs().amax())
-        left_out = piece.deleted
+        chunk, bias, left_out = piece.chunk, piece.bias, piece.deleted
+        rounding = 0.0 if bias is None else ROUNDING * float(bias.abs().amax())
         if allowed is not None:
             not_allowed = ~_contains(allowed, piece.addresses)
             left_out = not_allowed if left_out is None else left_out | not_allowed
-        if left_out is not None:
-            scores.masked_fill_(torch.from_numpy(left_out), -torch.inf)
+
+        def scores() -> Iterator[tuple[slice, Tensor]]:
+            for texts, some in chunk.scores(queries):
+                if bias is not None:
+                    some.addr_(queries.corrected[texts], bias, alpha=-1)
+                if left_out is not None:
+                    some.masked_fill_(torch.from_numpy(left_out), -torch.inf)
+                yield texts, some
+
         return ChunkScores(
             piece.addresses,
-            scores,
+            scores(),
             chunk.largest_error(queries) + rounding,
             lambda text, video: chunk.errors(queries, text, video) + rounding,
         )

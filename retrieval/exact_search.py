@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ..base.linear import INT8_STEPS, INT8_ZERO, int8_rows
-from ..base.slices import slices
+from ..base.slices import even_slices, slices
 from ..base.threads import in_order
 from .arrays import as_tensor
 from .products import hold
@@ -217,26 +217,25 @@ class Chunk:
         lengths = torch.tensor([x.shape[1] for x in codes], dtype=torch.float32, device="cpu").sqrt()
         self.reach = STEPS * lengths * _largest(scale * available)
 
-    def score(self, queries: Queries) -> Tensor:
-        """(T, n) float32; 0 where the weights used sum to 0."""
+    def scores(self, queries: Queries) -> Iterator[tuple[slice, Tensor]]:
+        """(t, n) float32, and which texts these are, of a few texts after the other, so that what is made on the way
+        stays small; 0 where the weights used sum to 0."""
         searches = self._searches = self._searches + 1
         if searches == 2:  # a first search does not wait, and a single one pays for no more than it needs
             for matrix in self._matrices:
                 matrix.settle()
-        texts, totals = len(queries), self._totals(queries).float()
-        scores = torch.zeros(texts, self.size, dtype=torch.float32, device="cpu")
-        texts_at_once = max(1, min(texts, PART // max(1, self.size)))
-        matrices_at_once = max(1, PART // max(1, self.size * texts_at_once))
-        for rows in slices(texts, texts_at_once):
-            some = scores[rows]
+        totals, videos = self._totals(queries).float(), max(1, self.size)
+        texts_at_once = max(1, min(len(queries), PART // videos))
+        matrices_at_once = max(1, PART // (videos * texts_at_once))
+        for texts in even_slices(len(queries), texts_at_once):
+            scores = torch.zeros(texts.stop - texts.start, self.size, dtype=torch.float32, device="cpu")
             for group in slices(len(self._matrices), matrices_at_once):
-                self._add_products(some, group, rows, queries)
-            some.div_(totals[rows, self._pattern])
-        return scores
+                self._add_products(scores, group, texts, queries)
+            yield texts, scores.div_(totals[texts, self._pattern])
 
-    def _add_products(self, scores: Tensor, group: slice, rows: slice, queries: Queries) -> None:
+    def _add_products(self, scores: Tensor, group: slice, texts: slice, queries: Queries) -> None:
         """Add what some matrices say to the scores (t, n) of some texts."""
-        twice, products = slice(2 * rows.start, 2 * rows.stop), []
+        twice, products = slice(2 * texts.start, 2 * texts.stop), []
         for matrix in self._matrices[group]:
             values = [queries.values[m][twice, columns].contiguous() for m, columns in matrix.parts]
             of_parts = zip(matrix.parts, matrix(values), strict=True)
@@ -350,17 +349,18 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ChunkScores:
-    """Scores of n videos.
+    """Scores of T texts with n videos.
 
     Attributes:
         addresses: (n,) int64, the videos' row addresses.
-        scores: (T, n) float32; minus infinity leaves a video out.
+        scores: (t, n) float32, and which texts these are, of all texts in their order; minus infinity leaves a video
+            out.
         largest_error: (T, 1) float32, at least the error of any score.
         errors: the bounds (P,) on the errors of some scores, from the numbers (P,) of their texts and videos.
     """
 
     addresses: np.ndarray
-    scores: Tensor
+    scores: Iterator[tuple[slice, Tensor]]
     largest_error: Tensor
     errors: Callable[[Tensor, Tensor], Tensor]
 
@@ -372,12 +372,14 @@ def scan(score: Callable[[Item], ChunkScores], items: Iterable[Item], texts: int
         score: called on several threads.
         items: each has videos of its own.
     """
+    parts = [Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float32, np.float32)))]
+    if not texts:
+        return parts[0]
     highest = torch.full((texts, k), -torch.inf, dtype=torch.float32, device="cpu")  # of the lower bounds
 
     def leading(item: Item) -> tuple[Candidates, Tensor]:
         return _leading(score(item), highest)  # as high as they are by then
 
-    parts = [Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float32, np.float32)))]
     for candidates, lower in in_order(leading, items):
         parts.append(candidates)
         highest = torch.cat([highest, lower], dim=1).topk(k).values
@@ -387,14 +389,19 @@ def scan(score: Callable[[Item], ChunkScores], items: Iterable[Item], texts: int
 def _leading(chunk: ChunkScores, highest: Tensor) -> tuple[Candidates, Tensor]:
     """The pairs that may belong to the answer, given k lower bounds (T, k) of other videos, and the lower bounds of the
     videos of the highest scores here, at most k a text."""
-    k = highest.shape[1]
-    lower = chunk.scores.topk(min(k, len(chunk.addresses))).values - chunk.largest_error
-    least = highest[:, -1:].clamp_min(torch.finfo(torch.float32).min)  # above the minus infinity of those left out
-    if 0 < k == lower.shape[1]:
-        least = torch.maximum(least, lower[:, -1:])
-    text, video = (chunk.scores >= least - chunk.largest_error).nonzero().unbind(1)
-    score, error = chunk.scores[text, video], chunk.errors(text, video)
-    return Candidates(text.numpy(), chunk.addresses[video.numpy()], score.numpy(), error.numpy()), lower
+    k, pairs, bounds = highest.shape[1], [], []
+    for texts, scores in chunk.scores:
+        largest_error = chunk.largest_error[texts]
+        lower = scores.topk(min(k, len(chunk.addresses))).values - largest_error
+        least = highest[texts, -1:].clamp_min(torch.finfo(torch.float32).min)  # above that of those left out
+        if 0 < k == lower.shape[1]:
+            least = torch.maximum(least, lower[:, -1:])
+        text, video = (scores >= least - largest_error).nonzero().unbind(1)
+        pairs.append((text + texts.start, video, scores[text, video]))
+        bounds.append(lower)
+    text, video, score = map(torch.cat, zip(*pairs, strict=True))
+    error = chunk.errors(text, video)
+    return Candidates(text.numpy(), chunk.addresses[video.numpy()], score.numpy(), error.numpy()), torch.cat(bounds)
 
 
 @dataclass(frozen=True)
@@ -532,7 +539,9 @@ def _refined(pairs: Candidates, queries: Queries, chunks: Iterable[tuple[np.ndar
         mine = np.flatnonzero(np.isin(pairs.video, addresses))
         text = torch.from_numpy(pairs.text[mine])
         video = torch.from_numpy(np.searchsorted(addresses, pairs.video[mine]))
-        score[mine] += chunk.score(queries)[text, video].numpy()
+        for texts, scores in chunk.scores(queries):
+            at = ((text >= texts.start) & (text < texts.stop)).nonzero()[:, 0]
+            score[mine[at]] += scores[text[at] - texts.start, video[at]].numpy()
         # What 14 bits of the text leave of the coarse codes' products: a mean of the experts' is at most the largest.
         of_coarse = (queries.errors + ROUNDING * queries.lengths) * chunk.reach * FINE_STEPS
         error[mine] = (chunk.errors(queries, text, video) + of_coarse.amax(1)[text]).numpy()

@@ -59,6 +59,11 @@ collections = st.tuples(
 )
 
 
+def scores_of(chunk, queries):
+    """(T, n) float32, of all texts."""
+    return torch.cat([scores for _, scores in chunk.scores(queries)])
+
+
 def errors_of(chunk, queries):
     """(T, n) float64, of all pairs."""
     text, video = torch.meshgrid(torch.arange(len(queries)), torch.arange(chunk.size), indexing="ij")
@@ -74,7 +79,7 @@ def test_bounds_hold(given_collection):
     codes = quantise(joint, dims)
     chunk = Chunk(blocks(codes.coarse, dims), codes.scale, codes.residual, available)
     queries = queries_of(weights, embeddings)
-    scores, errors = chunk.score(queries).double().numpy(), errors_of(chunk, queries)
+    scores, errors = scores_of(chunk, queries).double().numpy(), errors_of(chunk, queries)
     assert (np.abs(scores - truth) <= errors).all()
     assert (errors <= chunk.largest_error(queries).numpy() * (1 + 1e-6)).all()
     coarse = codes.coarse * np.repeat(codes.scale.astype(np.float64), dims, axis=1)
@@ -101,7 +106,7 @@ def test_bounds_hold_however_the_codes_are_held(monkeypatch):
         chunk = Chunk(blocks(codes.coarse, dims), codes.scale, codes.residual, available)
         truth = exact_scores(weights, embeddings, joint, available, dims)
         for searches in (1, 2, 3):
-            found = chunk.score(queries).double().numpy()
+            found = scores_of(chunk, queries).double().numpy()
             assert (np.abs(found - truth) <= errors_of(chunk, queries)).all()
             assert bool(settling) == (searches == 2 and min(dims) > 1)
             while settling:
@@ -110,9 +115,10 @@ def test_bounds_hold_however_the_codes_are_held(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2], ids=["one thread", "two threads"], indirect=True)
 @pytest.mark.parametrize("fine_bytes", [0, 2**40], ids=["by fine codes", "by vectors"])
+@pytest.mark.parametrize("part", [32, 2**18], ids=["two texts at once", "all at once"])
 @given(collections, st.sampled_from([1, 2, 7, 40, 100]), st.integers(1, 3))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, copies):
+def test_selects_what_float64_would(threads, part, fine_bytes, given_collection, k, copies):
     """Also where videos are copies of each other, of equal scores, and come in several chunks."""
     dims = given_collection[2]
     weights, embeddings, joint, available = collection(*given_collection)
@@ -127,9 +133,10 @@ def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, co
         rows = slice(start, start + 16)
         chunk = Chunk(blocks(codes.coarse[rows], dims), codes.scale[rows], codes.residual[rows], available[rows])
         rounding = exact_search.ROUNDING * float(np.abs(bias).max())
+        bias_of_chunk = torch.from_numpy(bias[rows]).float()
         return ChunkScores(
             np.arange(n)[rows],
-            chunk.score(queries) - torch.from_numpy(bias[rows]).float(),
+            ((texts, scores - bias_of_chunk) for texts, scores in chunk.scores(queries)),
             chunk.largest_error(queries) + rounding,
             lambda text, video: chunk.errors(queries, text, video) + rounding,
         )
@@ -144,6 +151,7 @@ def test_selects_what_float64_would(threads, fine_bytes, given_collection, k, co
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "FINE_BYTES", fine_bytes)
+        patch.setattr(exact_search, "PART", part)
         scored = select(scan(score, range(0, n, 16), len(weights), k), queries, k, dims, vectors, fine)
     found = best_of(scored, ids[scored.video], len(weights), k)
     truth = exact_scores(weights, embeddings, joint, available, dims) - bias
@@ -168,7 +176,7 @@ def test_zeros_and_tiny_weights():
     codes = quantise(joint, dims)
     chunk = Chunk(blocks(codes.coarse, dims), codes.scale, codes.residual, available)
     queries = queries_of(weights, embeddings)
-    scores, errors = chunk.score(queries), errors_of(chunk, queries)
+    scores, errors = scores_of(chunk, queries), errors_of(chunk, queries)
     truth = exact_scores(weights, embeddings, joint, available, dims)
     assert scores[0, :3].tolist() == [0, 0, 0]
     assert bool(scores.isfinite().all())
