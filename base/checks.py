@@ -53,6 +53,15 @@ def set_size(of: object, name: str, where: str, least: int = 1, most: int | None
     object.__setattr__(of, name, check_size(getattr(of, name), where, least, most))
 
 
+def set_flag(of: object, name: str, where: str) -> None:
+    """Replace an attribute of a frozen dataclass by True or False; TypeError for what is neither, nor 0 or 1, which
+    Towhee's dict has."""
+    value = getattr(of, name)
+    if not isinstance(value, int | np.bool_) or value not in (0, 1):
+        raise TypeError(f"{where}: expected True or False, got {value!r}")
+    object.__setattr__(of, name, bool(value))
+
+
 def check_mapping(value: object, where: str) -> Mapping[str, Any]:
     """The value, or TypeError unless it is a dict."""
     if not isinstance(value, Mapping):

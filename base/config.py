@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_keys, check_mapping, check_size, set_size
+from .checks import check_keys, check_mapping, check_size, set_flag, set_size
 from .foreign_configs import short_from_authors, short_from_towhee
 
 USE_CE = ("pairwise", "pairwise-star", "pairwise-star-specific", "pairwise-star-tensor", "triplet", "")
@@ -45,6 +45,7 @@ class ExpertConfig:
         clusters: NetVLAD clusters that pool its token sequence; 0 for a fixed expert (one vector a video).
         max_tokens: length to which lists of sequences are padded or cut; None refuses such lists.
         output_dim: size of its embedding where experts need not agree (MoEE); None means `shared_dim`.
+        logarithm: its features are probabilities, of which a model that standardises takes the logarithm first.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ExpertConfig:
     clusters: int = 0
     max_tokens: int | None = None
     output_dim: int | None = None
+    logarithm: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -62,6 +64,7 @@ class ExpertConfig:
         for key in ("max_tokens", "output_dim"):
             if getattr(self, key) is not None:
                 set_size(self, key, f"{where}, {key}", most=LARGEST)
+        set_flag(self, "logarithm", f"{where}, logarithm")
         check_size(self.pooled_dim, f"{where}, dim * clusters", most=MOST_POOLED)
 
     @property
@@ -132,7 +135,8 @@ class CEConfig:
         concat_experts: no embedding per expert (an ablation of the authors'): the pooled features side by side are
             the video's vector, the pooled text is the text's, the shorter one padded with zeros.
         freeze_weights: every expert has the weight 1/M instead of one predicted from the text.
-        standardise: features are raw, and brought to mean 0 and deviation 1 with what training learned of them.
+        standardise: features are raw, and brought to mean 0 and deviation 1 with what training learned of them; of
+            experts with `logarithm` their logarithms are.
     """
 
     experts: tuple[ExpertConfig, ...]
@@ -167,10 +171,7 @@ class CEConfig:
         set_size(self, "num_g_layers", "config: num_g_layers", most=MOST_LAYERS)
         set_size(self, "num_h_layers", "config: num_h_layers", least=0, most=MOST_LAYERS)
         for name in (entry.name for entry in fields(self) if entry.type == "bool"):
-            # Towhee's dict has 0 and 1 here.
-            if not isinstance(getattr(self, name), int) or getattr(self, name) not in (0, 1):
-                raise TypeError(f"config: {name}: expected True or False, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, bool(getattr(self, name)))
+            set_flag(self, name, f"config: {name}")
         if self.shares_dim:
             for expert in self.experts:
                 if expert.output_dim not in (None, self.shared_dim):
@@ -232,8 +233,12 @@ class CEConfig:
         return cls.from_dict(content)
 
     def to_dict(self) -> dict[str, Any]:
-        """The short form, complete and fit for JSON: `CEConfig.from_dict(config.to_dict()) == config`."""
+        """The short form, fit for JSON: `CEConfig.from_dict(config.to_dict()) == config`. It is a part of a model's
+        identity, and has what was added later, `logarithm`, only where it is true."""
         short = asdict(self)
+        for expert in short["experts"]:
+            if not expert["logarithm"]:
+                del expert["logarithm"]
         short["experts"] = {expert.pop("name"): expert for expert in short["experts"]}
         return short
 
@@ -264,8 +269,10 @@ def _from_short(config: Mapping[str, Any]) -> CEConfig:
         check_keys(check_mapping(entry, where), (f.name for f in fields(ExpertConfig)[1:]), where)
         if "dim" not in entry:
             raise ValueError(f"{where}: expected the key 'dim', got {list(entry)}")
-        tokens = {"max_tokens": MAX_TOKENS[name]} if entry.get("clusters") and name in MAX_TOKENS else {}
-        experts.append(ExpertConfig(name, **(tokens | dict(entry))))
+        settings = dict(entry)
+        if settings.get("clusters") and name in MAX_TOKENS:
+            settings.setdefault("max_tokens", MAX_TOKENS[name])
+        experts.append(ExpertConfig(name, **settings))
     text = check_mapping(config.get("text", {}), "config: text")
     check_keys(text, (f.name for f in fields(TextConfig)), "config: text")
     return CEConfig(**(dict(config) | {"experts": tuple(experts), "text": TextConfig(**text)}))

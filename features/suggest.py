@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from ..base.checks import check_mapping, nearest
 from ..base.config import CEConfig
 from .features import Features
 
 CLUSTERS = 8
 MAX_TOKENS = 50
+
+ROWS_LOOKED_AT, SEQUENCES_LOOKED_AT = 5000, 200
+"""Videos by which features are told to be probabilities."""
+
+SKEWNESS = 2
+"""Of most classes' probabilities at least; an even distribution has 0, an exponential one 2."""
 
 
 def config_for(
@@ -21,6 +29,8 @@ def config_for(
     """A config with every expert of these features and its dimension.
 
     A token sequence gets 8 clusters. It is padded and cut to the length of its longest video, and to 50 tokens at most.
+    Of features that look like the probabilities of many classes, above 0, at most 1, and mostly small, the logarithm is
+    standardised (`ExpertConfig.logarithm`).
 
     Args:
         text: the text side, as in the short form of a config: {"dim": 384, ...}.
@@ -54,7 +64,25 @@ def _expert_settings(features: Features, name: str) -> dict[str, object]:
         raise ValueError(f"features: expert {name!r} is missing in every video; leave it out, or mend its ids")
     x = features.experts[name]
     if not isinstance(x, list):
-        return {"dim": int(x.shape[1])}
+        rows = np.flatnonzero(features.ind[name])
+        some = x[rows[:: max(1, len(rows) // ROWS_LOOKED_AT)]]
+        return {"dim": int(x.shape[1]), "logarithm": _are_probabilities(some)}
     sequences = [tokens for tokens in x if tokens is not None]
     longest = max(map(len, sequences))
-    return {"dim": int(sequences[0].shape[1]), "clusters": CLUSTERS, "max_tokens": min(longest, MAX_TOKENS)}
+    return {
+        "dim": int(sequences[0].shape[1]),
+        "clusters": CLUSTERS,
+        "max_tokens": min(longest, MAX_TOKENS),
+        "logarithm": _are_probabilities(np.concatenate(sequences[:SEQUENCES_LOOKED_AT])),
+    }
+
+
+def _are_probabilities(x: np.ndarray) -> bool:
+    """True for features (n, dim) above 0 and at most 1, most of which are small beside a few; rows with NaN or infinity
+    do not count."""
+    x = x[np.isfinite(x).all(axis=1)].astype(np.float64)
+    if not len(x) or x.min() <= 0 or x.max() > 1:
+        return False
+    deviations = x - x.mean(axis=0)
+    spread = np.maximum(deviations.std(axis=0), np.finfo(np.float64).tiny)
+    return bool(np.median(((deviations / spread) ** 3).mean(axis=0)) > SKEWNESS)

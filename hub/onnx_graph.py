@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..base.config import CEConfig, ExpertConfig
 from ..base.linear import EPSILON
-from ..model.cenet import Modality
+from ..model.cenet import LEAST_PROBABILITY, Modality
 from ..model.kernels import Parameters, fold
 from ..model.pairs import negate_hidden, pair_layers
 from .onnx_nodes import Graph
@@ -92,6 +92,8 @@ def _clean(graph: Graph, expert: ExpertConfig, parameters: Parameters | None, x:
             magnitude = graph.add("ReduceL1", x, graph.axes(-1))
             there = graph.add("And", there, graph.add("Greater", magnitude, graph.number(0)))
         standardise = parameters.standardise(expert)
+        if standardise.logarithm:
+            x = graph.add("Log", graph.add("Max", x, graph.number(LEAST_PROBABILITY)))
         x = graph.add("Sub", x, graph.constant(standardise.mean))
         x = graph.add("Div", x, graph.constant(standardise.std))
     return graph.add("Where", there, x, graph.number(0))

@@ -47,21 +47,35 @@ class _AnyNames(nn.Module):
         return self
 
 
+LEAST_PROBABILITY = 1e-7
+"""Smaller ones count as this where the logarithm is taken."""
+
+
 class Standardise(nn.Module):
-    """Raw features of one expert (..., dim) to mean 0 and standard deviation 1 over the training videos.
+    """Raw features of one expert (..., dim), or their logarithms, to mean 0 and standard deviation 1 over the training
+    videos.
 
     Of a token sequence, tokens that are zero are padding and stay so: NetVLAD was trained with zeros there.
     """
 
     def __init__(self, expert: ExpertConfig) -> None:
         super().__init__()
-        self.sequence = expert.variable
+        self.sequence, self.logarithm = expert.variable, expert.logarithm
         self.register_buffer("mean", torch.zeros(expert.dim, dtype=torch.float32, device="cpu"))
         self.register_buffer("std", torch.ones(expert.dim, dtype=torch.float32, device="cpu"))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = (x - self.mean) / self.std
+        y = (self.scale(x) - self.mean) / self.std
         return y.masked_fill_((x == 0).all(-1, keepdim=True), 0) if self.sequence else y
+
+    def scale(self, x: Tensor) -> Tensor:
+        """What is standardised of raw features."""
+        return x.clamp_min(LEAST_PROBABILITY).log() if self.logarithm else x
+
+    @property
+    def typical(self) -> Tensor:
+        """(dim,), raw features that become zeros."""
+        return self.mean.exp() if self.logarithm else self.mean
 
 
 class _Gate(nn.Module):

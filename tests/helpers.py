@@ -50,6 +50,12 @@ SMALL = CEConfig(
 """Small, with the names and dimensions that CENet insists on for token sequences."""
 
 
+def raw_statistics(expert, rng, logarithm=False):
+    """A mean and a deviation (dim,) float32 of raw features, or of the logarithms of probabilities."""
+    means, deviations = ((-5, 0), (0.1, 1)) if logarithm else ((-9, 9), (0.1, 9))
+    return [rng.uniform(*span, expert.dim).astype(np.float32) for span in (means, deviations)]
+
+
 # The grid that the operator and its exports are held to: forms, orders of experts, what is missing, what stands there.
 FORMS = {
     "pairwise": {},

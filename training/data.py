@@ -16,6 +16,7 @@ from ..base.config import CEConfig
 from ..base.slices import slices
 from ..features.features import Features
 from ..model import inputs
+from ..model.cenet import Standardise
 from ..retrieval.arrays import as_numpy, float_array
 from .captions import Captions, keep_videos_with_features
 from .encoder import Encoder, EncoderIdentity, identify
@@ -173,11 +174,13 @@ class VideoTensors:
         return f"{len(self)} videos with {len(self.tokens)} captions (hash {digest.hexdigest()[:8]})"
 
     def statistics(self, config: CEConfig) -> dict[str, Tensor]:
-        """Mean and standard deviation of each feature over the available videos, under the names of the weights."""
+        """Mean and standard deviation of each feature, or of its logarithm, over the available videos, under the names
+        of the weights."""
         statistics = {}
         for m, expert in enumerate(config.experts):
             rows = self.features[expert.name][self.available[:, m]].double().flatten(0, -2)
             rows = rows[(rows != 0).any(1)] if expert.variable else rows  # without padding
+            rows = Standardise(expert).scale(rows)
             if not len(rows):
                 raise ValueError(
                     f"training: expert {expert.name!r} is missing in every training video; leave it out or mend its ids"

@@ -61,7 +61,7 @@ class Objective(nn.Module):
         return loss if teacher is None else loss + distillation(scores, teacher, temperature.detach())
 
     def drop_features(self, name: str, x: Tensor) -> Tensor:
-        """Replace features by their mean, which is 0 once standardised. Nothing is scaled up in return."""
+        """Replace features by what is 0 once standardised, their mean. Nothing is scaled up in return."""
         rate = self._settings.feature_dropout
         if not rate or not self.training:
             return x
@@ -70,7 +70,7 @@ class Objective(nn.Module):
             return x.masked_fill(dropped, 0)
         if x.ndim > 2:
             dropped &= (x != 0).any(-1, keepdim=True)  # padding stays padding
-        return torch.where(dropped, self.model.standardise._modules[name].mean, x)
+        return torch.where(dropped, self.model.standardise._modules[name].typical, x)
 
 
 def fixed_parameters(config: CEConfig) -> set[str]:

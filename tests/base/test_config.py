@@ -86,7 +86,7 @@ sizes = st.integers(1, 5000)
 )
 def test_round_trip_through_json(experts, use_ce, switches, layers, shared_dim):
     config = CEConfig(
-        experts=tuple(ExpertConfig(name, *numbers) for name, numbers in experts.items()),
+        experts=tuple(ExpertConfig(name, *numbers, logarithm=switches[3]) for name, numbers in experts.items()),
         shared_dim=shared_dim,
         use_ce=use_ce,
         include_self=switches[0],
@@ -97,6 +97,11 @@ def test_round_trip_through_json(experts, use_ce, switches, layers, shared_dim):
         num_h_layers=layers[1],
     )
     assert CEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_models_from_before_logarithms_have_their_identity():
+    """It is the config as JSON. An index holds that of its model."""
+    assert "logarithm" not in json.dumps(MSRVTT.to_dict())
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int8])
@@ -139,6 +144,11 @@ BAD = {
     "one expert in pairs": (short(experts={"a": 3}), ValueError, "config: use_ce 'pairwise' pairs experts, but there"),
     "unknown form": (short(use_ce="pairs"), ValueError, "config: use_ce: expected one of 'pairwise', "),
     "switch": (short(use_mish=2), TypeError, "config: use_mish: expected True or False, got 2"),
+    "switch of an expert": (
+        short(experts={"a": {"dim": 3, "logarithm": "yes"}}),
+        TypeError,
+        "config: experts['a'], logarithm: expected True or False, got 'yes'",
+    ),
     "text clusters": (short(text={"clusters": -1}), ValueError, "config: text, clusters: expected at least 0, got -1"),
     "text key": (short(text={"dimension": 3}), ValueError, "config: text: unknown key 'dimension'"),
     "own output_dim": (

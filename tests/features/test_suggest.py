@@ -36,6 +36,35 @@ def test_settings_of_an_expert_are_kept():
     assert (ocr.dim, ocr.clusters, ocr.max_tokens) == (7, 3, 3)
 
 
+RNG = np.random.default_rng(0)
+PROBABILITIES = np.exp(2 * RNG.standard_normal((50, 9)) - 8)
+FORMS_OF_FEATURES = {
+    "probabilities": (PROBABILITIES, True),
+    "where some rows are missing": (np.where(np.arange(50)[:, None] < 9, np.nan, PROBABILITIES), True),
+    "a few classes that are the same everywhere": (np.where(np.arange(9) < 3, 0.5, PROBABILITIES), True),
+    "with zeros, as after a ReLU": (np.where(PROBABILITIES < 1e-4, 0, PROBABILITIES), False),
+    "above 1": (PROBABILITIES * 1e4, False),
+    "evenly spread": (RNG.uniform(0.01, 1, (50, 9)), False),
+    "of both signs": (RNG.standard_normal((50, 9)), False),
+    "the same everywhere": (np.full((50, 9), 0.1), False),
+    "too few to tell": (PROBABILITIES[:2], False),
+    "none": (np.full((50, 9), np.nan), False),
+}
+
+
+@pytest.mark.parametrize("sequences", [False, True], ids=["fixed", "sequences"])
+@pytest.mark.parametrize("form", FORMS_OF_FEATURES)
+def test_probabilities_are_told_by_their_values(form, sequences):
+    x, expected = FORMS_OF_FEATURES[form]
+    x = x.astype(np.float32)
+    there = {"sound": np.ones(len(x), dtype=np.int64)}
+    features = Features(tuple(map(str, range(len(x)))), {"sound": [row[None] for row in x] if sequences else x}, there)
+    [expert] = config_for(features, {"dim": 384}).experts
+    assert expert.logarithm == expected
+    [chosen] = config_for(features, {"dim": 384}, {"sound": {"logarithm": not expected}}).experts
+    assert chosen.logarithm != expected
+
+
 def test_a_single_expert_is_not_gated_by_others():
     alone = Features(FEATURES.ids, {"motion": FEATURES.experts["motion"]}, {"motion": FEATURES.ind["motion"]})
     assert config_for(alone, {"dim": 384}).use_ce == ""

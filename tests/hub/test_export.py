@@ -14,7 +14,7 @@ from collaborative_experts.hub.onnx_nodes import IR_VERSION, OPSET
 from collaborative_experts.model.cenet import initial_state
 from collaborative_experts.model.checkpoint import write_weights
 from collaborative_experts.model.engine import supports
-from helpers import FORMS, MISSING, ORDERS, SMALL, availability, cenet, fills, random_inputs
+from helpers import FORMS, MISSING, ORDERS, SMALL, availability, cenet, fills, random_inputs, raw_statistics
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -91,13 +91,18 @@ def test_one_side_and_any_number_of_tokens(side, small_weights, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["pairwise", "moee"])
-def test_standardisation_is_inside(form, save_cenet, tmp_path):
+@pytest.mark.parametrize("logarithm", [False, True], ids=["as they are", "by their logarithm"])
+def test_standardisation_is_inside(form, logarithm, tmp_path):
     config = replace(SMALL, standardise=True, **FORMS[form])
+    config = replace(config, experts=tuple(replace(x, logarithm=logarithm) for x in config.experts))
     state, rng = cenet(replace(config, standardise=False)).state_dict(), np.random.default_rng(3)
     experts, _, text = random_inputs(SMALL, 8)
     for expert in config.experts:
-        mean, std = (rng.uniform(low, 9, expert.dim).astype(np.float32) for low in (-9, 0.1))
+        mean, std = raw_statistics(expert, rng, logarithm)
         experts[expert.name] = experts[expert.name] * std + mean
+        if logarithm:
+            experts[expert.name] = np.exp(experts[expert.name])
+            experts[expert.name][0] = -1  # smaller than any that counts
         if expert.variable:  # padding
             experts[expert.name][::2, -2:] = 0
         state[f"standardise.{expert.name}.mean"] = torch.tensor(mean)

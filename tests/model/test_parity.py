@@ -20,6 +20,7 @@ from helpers import (
     fills,
     largest_difference,
     random_inputs,
+    raw_statistics,
     run_cenet,
 )
 
@@ -52,7 +53,8 @@ def test_embeddings_equal_cenet(form, order, save_cenet):
 
 @pytest.mark.parametrize("form", ["pairwise", "moee", "pairwise-star"])
 @pytest.mark.parametrize("order", ORDERS, ids=str)
-def test_raw_features_through_standardise_as_standardised_ones(form, order, save_cenet, tmp_path):
+@pytest.mark.parametrize("logarithm", [False, True], ids=["as they are", "by their logarithm"])
+def test_raw_features_through_standardise_as_standardised_ones(form, order, logarithm, save_cenet, tmp_path):
     """What training learned of the features, stored with the weights, does the user's standardising for them."""
     config = replace(SMALL, experts=tuple(SMALL.experts[i] for i in order), **FORMS[form])
     reference = cenet(config)
@@ -62,15 +64,19 @@ def test_raw_features_through_standardise_as_standardised_ones(form, order, save
     rng = np.random.default_rng(3)
     state, raw = reference.state_dict(), {}
     for expert in config.experts:
-        mean, std = (rng.uniform(low, 9, expert.dim).astype(np.float32) for low in (-9, 0.1))
+        mean, std = raw_statistics(expert, rng, logarithm)
         raw[expert.name] = experts[expert.name] * std + mean
+        if logarithm:
+            raw[expert.name] = np.exp(raw[expert.name])
         if expert.variable:  # padding
             raw[expert.name][::2, -2:] = experts[expert.name][::2, -2:] = 0
         raw[expert.name][ind[expert.name] == 0] = np.nan
         state[f"standardise.{expert.name}.mean"], state[f"standardise.{expert.name}.std"] = map(
             torch.tensor, (mean, std)
         )
-    path = write_weights(tmp_path / "w.safetensors", state, replace(config, standardise=True))
+    raw_config = replace(config, standardise=True)
+    raw_config = replace(raw_config, experts=tuple(replace(x, logarithm=logarithm) for x in config.experts))
+    path = write_weights(tmp_path / "w.safetensors", state, raw_config)
     op = CollaborativeExperts(weights_path=path, device="cpu", modality="video")
     assert largest_difference(op(raw, ind), plain.encode_video(experts, ind).embds) < 1e-5
     with pytest.raises(ValueError, match=r"unexpected: standardise\."):

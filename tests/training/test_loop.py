@@ -193,6 +193,28 @@ def test_what_is_trained_is_an_operator_that_takes_raw_features(tmp_path):
     np.testing.assert_allclose(weights["standardise.motion.std"], rows.std(0), rtol=1e-4)
 
 
+def test_probabilities_are_standardised_by_their_logarithm(tmp_path):
+    data = captioned(64)
+    experts = dict(data.features.experts)
+    scores = np.random.default_rng(0).standard_normal(experts["motion"].shape) - 3
+    experts["motion"] = (1 / (1 + np.exp(-2 * scores))).astype(np.float32)
+    data = replace(data, features=replace(data.features, experts=experts))
+    config = package.config_for(data.features, {"dim": data.tokens.shape[2]}, shared_dim=16, use_ce="")
+    assert [expert.logarithm for expert in config.experts] == [name == "motion" for name in config.expert_names]
+    op = package.CollaborativeExperts(config, device="cpu")
+    op.train(QUICK, data, data, folder=str(tmp_path / "run"), epochs=1)
+    again = package.collaborative_experts(weights_path=op.save(tmp_path / "mine.safetensors"), device="cpu")
+    assert again.config == op.config
+    weights, logarithms = again._open_weights(), np.log(experts["motion"])
+    np.testing.assert_allclose(weights["standardise.motion.mean"], logarithms.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(weights["standardise.motion.std"], logarithms.std(0), rtol=1e-4)
+    objective = Objective(op.config, TrainingConfig(feature_dropout=0.5), dict(weights))
+    x = torch.from_numpy(experts["motion"])
+    dropped = objective.drop_features("motion", x)
+    layer = objective.model.standardise._modules["motion"]
+    assert layer(dropped)[dropped != x].abs().max() < 1e-4
+
+
 def test_an_operator_with_weights_goes_on_from_them(tmp_path):
     data, other = captioned(64), captioned(64, seed=5)
     op = untrained()
