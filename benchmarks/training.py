@@ -44,6 +44,7 @@ from collaborative_experts import (
 )
 from collaborative_experts.apps.evaluate import ablate
 from collaborative_experts.apps.run_file import MODEL, SEQUENCE, TEXT
+from collaborative_experts.model.cenet import Standardise
 from collaborative_experts.retrieval.evaluation import evaluate_scores
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.loop import train
@@ -234,8 +235,10 @@ def cenet_cost(folder: Path, recipe: Recipe, epochs: int) -> dict[str, float]:
     config = replace(recipe.config(data), standardise=False)
     videos = VideoTensors(data, config, "data")
     statistics = videos.statistics(config)
-    for name, x in videos.features.items():
-        x.sub_(statistics[f"standardise.{name}.mean"]).div_(statistics[f"standardise.{name}.std"])
+    for expert in config.experts:
+        layer = Standardise(expert)
+        layer.load_state_dict({key: statistics[f"standardise.{expert.name}.{key}"] for key in ("mean", "std")})
+        videos.features[expert.name] = layer(videos.features[expert.name])
     model = CENet(**copy.deepcopy(towhee_dict(config))).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.training.learning_rate)
     rng, seconds, size = np.random.default_rng(0), [], recipe.training.batch_size or COST_BATCH
