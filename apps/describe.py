@@ -74,7 +74,7 @@ def show(content: Mapping[str, Any]) -> str:
         kind = "fixed"
         if expert["clusters"]:
             kind = f"{expert['clusters']} clusters, {expert['max_tokens'] or 'any number of'} tokens"
-        if expert.get("logarithm"):
+        if expert.get("logarithm") and content["config"]["standardise"]:
             kind += ", by its logarithm"
         lines.append(
             f"  {name:{width}}  {expert['dim']} ({kind}) -> {content['output_dims'].get(name, 'concatenated')}"

@@ -92,6 +92,9 @@ def _text(features: str, captions: str, splits: Mapping[str, Captions], sample: 
         "[model.text]",
         *(f"# {key} = {_toml(value)}" for key, value in TEXT.items()),
         "",
+        "# [model.experts.NAME]  # of one expert",
+        "# logarithm = true  # its features are probabilities; told by their values where it is not said",
+        "",
         "[training]",
         *_settings(),
     ]

@@ -57,7 +57,7 @@ def set_flag(of: object, name: str, where: str) -> None:
     """Replace an attribute of a frozen dataclass by True or False; TypeError for what is neither, nor 0 or 1, which
     Towhee's dict has."""
     value = getattr(of, name)
-    if not isinstance(value, int | np.bool_) or value not in (0, 1):
+    if not isinstance(value, int | np.integer | np.bool_) or value not in (0, 1):
         raise TypeError(f"{where}: expected True or False, got {value!r}")
     object.__setattr__(of, name, bool(value))
 

@@ -269,10 +269,10 @@ def _from_short(config: Mapping[str, Any]) -> CEConfig:
         check_keys(check_mapping(entry, where), (f.name for f in fields(ExpertConfig)[1:]), where)
         if "dim" not in entry:
             raise ValueError(f"{where}: expected the key 'dim', got {list(entry)}")
-        settings = dict(entry)
-        if settings.get("clusters") and name in MAX_TOKENS:
-            settings.setdefault("max_tokens", MAX_TOKENS[name])
-        experts.append(ExpertConfig(name, **settings))
+        tokens: dict[str, Any] = (
+            {"max_tokens": MAX_TOKENS[name]} if entry.get("clusters") and name in MAX_TOKENS else {}
+        )
+        experts.append(ExpertConfig(name, **(tokens | dict(entry))))
     text = check_mapping(config.get("text", {}), "config: text")
     check_keys(text, (f.name for f in fields(TextConfig)), "config: text")
     return CEConfig(**(dict(config) | {"experts": tuple(experts), "text": TextConfig(**text)}))

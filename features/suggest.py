@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,11 +11,16 @@ from ..base.checks import check_mapping, nearest
 from ..base.config import CEConfig
 from .features import Features
 
+Rows = TypeVar("Rows", np.ndarray, list)
+
 CLUSTERS = 8
 MAX_TOKENS = 50
 
-ROWS_LOOKED_AT, SEQUENCES_LOOKED_AT = 5000, 200
-"""Videos by which features are told to be probabilities."""
+ROWS_LOOKED_AT = 5000
+"""Videos, or tokens, by which features are told to be probabilities, at most."""
+
+ROUNDING = 1e-5
+"""What a probability is above 1 at most, and a class varies by that is always the same, of its size."""
 
 SKEWNESS = 2
 """Of most classes' probabilities at least; an even distribution has 0, an exponential one 2."""
@@ -64,25 +70,33 @@ def _expert_settings(features: Features, name: str) -> dict[str, object]:
         raise ValueError(f"features: expert {name!r} is missing in every video; leave it out, or mend its ids")
     x = features.experts[name]
     if not isinstance(x, list):
-        rows = np.flatnonzero(features.ind[name])
-        some = x[rows[:: max(1, len(rows) // ROWS_LOOKED_AT)]]
-        return {"dim": int(x.shape[1]), "logarithm": _are_probabilities(some)}
+        there = np.flatnonzero(features.ind[name])
+        return {"dim": int(x.shape[1]), "logarithm": _are_probabilities(x[_some(there)])}
     sequences = [tokens for tokens in x if tokens is not None]
     longest = max(map(len, sequences))
+    each = -(-ROWS_LOOKED_AT // len(sequences))
+    tokens = np.concatenate([tokens[tokens.any(axis=1)][:each] for tokens in _some(sequences)])  # without padding
     return {
         "dim": int(sequences[0].shape[1]),
         "clusters": CLUSTERS,
         "max_tokens": min(longest, MAX_TOKENS),
-        "logarithm": _are_probabilities(np.concatenate(sequences[:SEQUENCES_LOOKED_AT])),
+        "logarithm": _are_probabilities(tokens),
     }
+
+
+def _some(rows: Rows) -> Rows:
+    """At most `ROWS_LOOKED_AT` of the rows, evenly."""
+    return rows[:: max(1, -(-len(rows) // ROWS_LOOKED_AT))]
 
 
 def _are_probabilities(x: np.ndarray) -> bool:
     """True for features (n, dim) above 0 and at most 1, most of which are small beside a few; rows with NaN or infinity
     do not count."""
-    x = x[np.isfinite(x).all(axis=1)].astype(np.float64)
-    if not len(x) or x.min() <= 0 or x.max() > 1:
+    x = x[np.isfinite(x).all(axis=1)]
+    if not len(x) or x.min() <= 0 or x.max() > 1 + ROUNDING:
         return False
-    deviations = x - x.mean(axis=0)
-    spread = np.maximum(deviations.std(axis=0), np.finfo(np.float64).tiny)
-    return bool(np.median(((deviations / spread) ** 3).mean(axis=0)) > SKEWNESS)
+    deviations = (x - x.mean(axis=0, dtype=np.float64)).astype(np.float32)
+    spread = deviations.std(axis=0)
+    varies = spread > ROUNDING * x.max(axis=0)
+    scaled = deviations[:, varies] / spread[varies]
+    return bool(varies.any() and np.median((scaled * scaled * scaled).mean(axis=0)) > SKEWNESS)

@@ -70,7 +70,7 @@ class Standardise(nn.Module):
 
     def scale(self, x: Tensor) -> Tensor:
         """What is standardised of raw features."""
-        return x.clamp_min(LEAST_PROBABILITY).log() if self.logarithm else x
+        return x.clamp_min(LEAST_PROBABILITY).log_() if self.logarithm else x
 
     @property
     def typical(self) -> Tensor:

@@ -208,13 +208,14 @@ class Snapshot:
         if allowed is not None:
             not_allowed = ~_contains(allowed, piece.addresses)
             left_out = not_allowed if left_out is None else left_out | not_allowed
+        masked = None if left_out is None else torch.from_numpy(left_out)
 
         def scores() -> Iterator[tuple[slice, Tensor]]:
             for texts, some in chunk.scores(queries):
                 if bias is not None:
                     some.addr_(queries.corrected[texts], bias, alpha=-1)
-                if left_out is not None:
-                    some.masked_fill_(torch.from_numpy(left_out), -torch.inf)
+                if masked is not None:
+                    some.masked_fill_(masked, -torch.inf)
                 yield texts, some
 
         return ChunkScores(

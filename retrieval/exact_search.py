@@ -353,8 +353,8 @@ class ChunkScores:
 
     Attributes:
         addresses: (n,) int64, the videos' row addresses.
-        scores: (t, n) float32, and which texts these are, of all texts in their order; minus infinity leaves a video
-            out.
+        scores: (t, n) float32, and which texts these are, of all texts in their order, made as they are taken; minus
+            infinity leaves a video out.
         largest_error: (T, 1) float32, at least the error of any score.
         errors: the bounds (P,) on the errors of some scores, from the numbers (P,) of their texts and videos.
     """
@@ -373,12 +373,12 @@ def scan(score: Callable[[Item], ChunkScores], items: Iterable[Item], texts: int
         items: each has videos of its own.
     """
     parts = [Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float32, np.float32)))]
-    if not texts:
+    if not texts:  # there is nothing to put together of a chunk
         return parts[0]
     highest = torch.full((texts, k), -torch.inf, dtype=torch.float32, device="cpu")  # of the lower bounds
 
     def leading(item: Item) -> tuple[Candidates, Tensor]:
-        return _leading(score(item), highest)  # as high as they are by then
+        return _leading(score(item), lambda: highest)
 
     for candidates, lower in in_order(leading, items):
         parts.append(candidates)
@@ -386,14 +386,15 @@ def scan(score: Callable[[Item], ChunkScores], items: Iterable[Item], texts: int
     return Candidates.concatenate(parts).reaching(highest[:, -1].double().numpy())
 
 
-def _leading(chunk: ChunkScores, highest: Tensor) -> tuple[Candidates, Tensor]:
-    """The pairs that may belong to the answer, given k lower bounds (T, k) of other videos, and the lower bounds of the
-    videos of the highest scores here, at most k a text."""
-    k, pairs, bounds = highest.shape[1], [], []
+def _leading(chunk: ChunkScores, highest: Callable[[], Tensor]) -> tuple[Candidates, Tensor]:
+    """The pairs that may belong to the answer, given k lower bounds (T, k) of other videos, as high as they are by
+    then, and the lower bounds of the videos of the highest scores here, at most k a text."""
+    pairs, bounds = [], []
     for texts, scores in chunk.scores:
-        largest_error = chunk.largest_error[texts]
+        others, largest_error = highest()[texts], chunk.largest_error[texts]
+        k = others.shape[1]
         lower = scores.topk(min(k, len(chunk.addresses))).values - largest_error
-        least = highest[texts, -1:].clamp_min(torch.finfo(torch.float32).min)  # above that of those left out
+        least = others[:, -1:].clamp_min(torch.finfo(torch.float32).min)  # above that of those left out
         if 0 < k == lower.shape[1]:
             least = torch.maximum(least, lower[:, -1:])
         text, video = (scores >= least - largest_error).nonzero().unbind(1)
@@ -540,7 +541,7 @@ def _refined(pairs: Candidates, queries: Queries, chunks: Iterable[tuple[np.ndar
         text = torch.from_numpy(pairs.text[mine])
         video = torch.from_numpy(np.searchsorted(addresses, pairs.video[mine]))
         for texts, scores in chunk.scores(queries):
-            at = ((text >= texts.start) & (text < texts.stop)).nonzero()[:, 0]
+            at = ((text >= texts.start) & (text < texts.stop)).nonzero()[:, 0].numpy()  # a tensor of one is a number
             score[mine[at]] += scores[text[at] - texts.start, video[at]].numpy()
         # What 14 bits of the text leave of the coarse codes' products: a mean of the experts' is at most the largest.
         of_coarse = (queries.errors + ROUNDING * queries.lengths) * chunk.reach * FINE_STEPS

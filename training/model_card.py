@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..base.config import ExpertConfig
 from ..base.files import replacing
 from ..model.checkpoint import read_config, read_notes
 from .run_folder import BANK, BEST, CARD, CURVE
@@ -72,8 +73,7 @@ def _card(folder: Path) -> str:
     encoder = notes.get("encoder", {}).get("name", "not known")
     refit = notes.get("refit")
     rows = "\n".join(
-        f"| {expert.name} | {expert.dim} | {'sequence' if expert.variable else 'vector'} "
-        f"| {data['videos_with'][expert.name] / data['videos']:.0%} |"
+        f"| {expert.name} | {expert.dim} | {_form(expert)} | {data['videos_with'][expert.name] / data['videos']:.0%} |"
         for expert in config.experts
     )
     last = (
@@ -95,6 +95,10 @@ def _card(folder: Path) -> str:
     }
     title = f"# Collaborative Experts: {', '.join(config.expert_names)}\n"
     return "\n".join([HEAD, title, *(f"## {name}\n\n{text}" for name, text in parts.items())])
+
+
+def _form(expert: ExpertConfig) -> str:
+    return ("sequence" if expert.variable else "vector") + (" of probabilities" if expert.logarithm else "")
 
 
 def _linear(choice: Mapping[str, float] | None) -> str:

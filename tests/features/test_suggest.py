@@ -47,6 +47,11 @@ FORMS_OF_FEATURES = {
     "evenly spread": (RNG.uniform(0.01, 1, (50, 9)), False),
     "of both signs": (RNG.standard_normal((50, 9)), False),
     "the same everywhere": (np.full((50, 9), 0.1), False),
+    "the same everywhere, with rounding": (
+        np.nextafter(np.full((46, 1), 0.1, np.float32), RNG.integers(0, 2, (46, 1))),
+        False,
+    ),
+    "a little above 1 by rounding": (np.where(PROBABILITIES.max() == PROBABILITIES, 1 + 1e-6, PROBABILITIES), True),
     "too few to tell": (PROBABILITIES[:2], False),
     "none": (np.full((50, 9), np.nan), False),
 }
@@ -58,7 +63,9 @@ def test_probabilities_are_told_by_their_values(form, sequences):
     x, expected = FORMS_OF_FEATURES[form]
     x = x.astype(np.float32)
     there = {"sound": np.ones(len(x), dtype=np.int64)}
-    features = Features(tuple(map(str, range(len(x)))), {"sound": [row[None] for row in x] if sequences else x}, there)
+    padding = np.zeros_like(x[:1])
+    tokens = [np.concatenate([row[None], padding]) for row in x] if sequences else x
+    features = Features(tuple(map(str, range(len(x)))), {"sound": tokens}, there)
     [expert] = config_for(features, {"dim": 384}).experts
     assert expert.logarithm == expected
     [chosen] = config_for(features, {"dim": 384}, {"sound": {"logarithm": not expected}}).experts
