@@ -370,10 +370,9 @@ class CollaborativeExperts(NNOperator):
         self._warned = False
         self._notes: dict[str, Any] = {"pretrained": False}
         if self.weights_path is not None:
-            own = checkpoint.read_config(self.weights_path)
-            if config is not None and own is not None:
-                _check_logarithms(config, own, self.weights_path)
-            config = config or own
+            if config is not None:
+                checkpoint.check_logarithms(self.weights_path, config)
+            config = config or checkpoint.read_config(self.weights_path)
             self._notes = checkpoint.read_notes(self.weights_path)
             self._stamp = checkpoint.file_stamp(self.weights_path)
         self.config: CEConfig = config or MSRVTT
@@ -413,15 +412,3 @@ def _converter(numpy: bool, single: bool) -> Callable[[Tensor], Array]:
         return x.cpu().numpy() if numpy else x
 
     return convert
-
-
-def _check_logarithms(config: CEConfig, own: CEConfig, path: Path) -> None:
-    """Raise ValueError where a config takes other experts by their logarithm than that in the weights file: all else
-    would fit, and the embeddings be wrong."""
-    learned = {expert.name: expert.logarithm for expert in own.experts}
-    for expert in config.experts:
-        if learned.get(expert.name, expert.logarithm) != expert.logarithm:
-            raise ValueError(
-                f"config: experts[{expert.name!r}], logarithm: expected {learned[expert.name]} as in {path.name}, got "
-                f"{expert.logarithm}; leave the config out, and the file gives its own"
-            )

@@ -97,6 +97,22 @@ def read_config(path: str | Path) -> CEConfig | None:
         raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from None
 
 
+def check_logarithms(path: str | Path, config: CEConfig) -> None:
+    """Raise ValueError where a config takes other experts by their logarithm than the one in a weights file: all else
+    would fit, and the embeddings be wrong. A file whose config cannot be read says nothing of it."""
+    try:
+        own = read_config(path)
+    except ValueError:
+        return
+    learned = {} if own is None else {expert.name: expert.logarithm for expert in own.experts}
+    for expert in config.experts:
+        if learned.get(expert.name, expert.logarithm) != expert.logarithm:
+            raise ValueError(
+                f"config: experts[{expert.name!r}], logarithm: expected {learned[expert.name]} as in "
+                f"{Path(path).name}, got {expert.logarithm}; leave the config out, and the file gives its own"
+            )
+
+
 def read_notes(path: str | Path) -> dict[str, Any]:
     """The notes on its weights that a safetensors file holds beside the config, `{}` where it holds none."""
     notes = _read_metadata(path, NOTES_KEY)
