@@ -98,13 +98,15 @@ def read_config(path: str | Path) -> CEConfig | None:
 
 
 def check_logarithms(path: str | Path, config: CEConfig) -> None:
-    """Raise ValueError where a config takes other experts by their logarithm than the one in a weights file: all else
-    would fit, and the embeddings be wrong. A file whose config cannot be read says nothing of it."""
+    """Raise ValueError where a config that standardises takes other experts by their logarithm than the one in a
+    weights file: all else would fit, and the embeddings be wrong. A file whose config cannot be read says nothing."""
     try:
         own = read_config(path)
     except ValueError:
         return
-    learned = {} if own is None else {expert.name: expert.logarithm for expert in own.experts}
+    if own is None or not config.standardise:
+        return
+    learned = {expert.name: expert.logarithm for expert in own.experts}
     for expert in config.experts:
         if learned.get(expert.name, expert.logarithm) != expert.logarithm:
             raise ValueError(

@@ -206,6 +206,7 @@ def test_probabilities_are_standardised_by_their_logarithm(tmp_path):
     again = package.collaborative_experts(weights_path=op.save(tmp_path / "mine.safetensors"), device="cpu")
     assert again.config == op.config
     other = package.config_for(data.features, {"dim": 10}, {"motion": {"logarithm": False}}, shared_dim=16, use_ce="")
+    other = replace(other, standardise=True)
     with pytest.raises(ValueError, match=r"'motion'\], logarithm: expected True as in mine.safetensors, got False"):
         package.CollaborativeExperts(other, tmp_path / "mine.safetensors", device="cpu")
     weights, logarithms = again._open_weights(), np.log(experts["motion"])
