@@ -72,7 +72,8 @@ class Recipe:
     def config(self, data: CaptionedVideos) -> CEConfig:
         text = {"dim": data.tokens.shape[2], "max_tokens": data.tokens.shape[1], **self.text}
         sequences = {name: self.sequence for name, x in data.features.experts.items() if isinstance(x, list)}
-        return config_for(data.features, text, sequences, standardise=True, **self.model)
+        alone = {"use_ce": ""} if len(data.features.experts) == 1 else {}  # there is no other to collaborate with
+        return config_for(data.features, text, sequences, standardise=True, **(dict(self.model) | alone))
 
 
 OURS = Recipe(MODEL, TEXT, TrainingConfig(), SEQUENCE)
