@@ -3,7 +3,8 @@
 On few videos a ridge regression from an expert's features to the mean of a video's captions finds what networks miss,
 and the mean of both models' scores is better than either. The sentences are whitened in part beforehand, which leads
 from a ridge regression towards a CCA. How far, how strong the ridge is, and how much the linear model counts, is
-chosen by the validation videos, which may leave it out.
+chosen by the validation videos, which may leave it out. They also choose how far the text decides the experts' weights:
+where experts say the same, each with noise of its own, what members learned of them is noise, too.
 
 It has the form of a member: one layer a side, and gates that are 1/2 for everything.
 """
@@ -11,10 +12,11 @@ It has the form of a member: one layer a side, and gates that are 1/2 for everyt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from ..base.slices import slices
 from ..base.threads import in_order
 from ..model.cenet import CEModel, meta_model, model_of
 from .data import VideoTensors
-from .members import Linear, can_join, join
+from .members import EXPERT_WEIGHTS, Linear, can_join, join
 from .validation import evaluate_model
 
 WHITENINGS, RIDGES = (0.0, 0.25, 0.5), (3.0, 10.0, 30.0)
@@ -33,6 +35,9 @@ WHITENINGS, RIDGES = (0.0, 0.25, 0.5), (3.0, 10.0, 30.0)
 
 COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """How much the linear model counts beside the others together; 0 leaves it out."""
+
+SHARPNESSES = (1.0, 0.5, 0.0)
+"""What the logits of the experts' weights are multiplied by; 0 weighs all alike."""
 
 TEXT_RIDGE = 0.3
 """Added to the covariance of sentences before it is inverted, relative to the mean variance."""
@@ -42,6 +47,8 @@ MOST_DIM = 4096
 
 ROWS_AT_ONCE = 256
 
+Choice = TypeVar("Choice")
+
 
 @dataclass(frozen=True)
 class LinearChoice:
@@ -50,6 +57,7 @@ class LinearChoice:
     whitening: float
     ridge: float
     count: float
+    sharpness: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,21 +143,30 @@ def choose_linear(
         linear = fit_linear(moments, [weights], config, LinearChoice(*choice, 1.0))
         return {**weights, **linear.state}, replace(config, shared_dim=linear.dim)
 
-    choices = list(product(WHITENINGS, RIDGES))
-    scores = dict(zip(choices, in_order(score, map(alone, choices)), strict=True))
-    best = max(choices, key=lambda choice: scores[choice])
-    joined = (join_linear(moments, [weights], config, LinearChoice(*best, count)) for count in COUNTS)
-    found = dict(zip(COUNTS, in_order(score, joined), strict=True))
-    return LinearChoice(*best, max(found, key=lambda count: found[count])), found
+    def joined(choice: LinearChoice) -> tuple[Mapping[str, Tensor], CEConfig]:
+        return join_linear(moments, [weights], config, choice)
+
+    fits = _scored(list(product(WHITENINGS, RIDGES)), lambda fit: score(alone(fit)))
+    whitening, ridge = max(fits, key=fits.__getitem__)
+    counts = _scored(COUNTS, lambda count: score(joined(LinearChoice(whitening, ridge, count))))
+    choices = [LinearChoice(whitening, ridge, max(counts, key=counts.__getitem__), x) for x in SHARPNESSES]
+    scores = _scored(choices, lambda choice: score(joined(choice)))
+    return max(choices, key=scores.__getitem__), counts
+
+
+def _scored(choices: Sequence[Choice], score: Callable[[Choice], float]) -> dict[Choice, float]:
+    return dict(zip(choices, in_order(score, choices), strict=True))
 
 
 def join_linear(
     moments: Moments, members: list[Mapping[str, Tensor]], config: CEConfig, choice: LinearChoice
 ) -> tuple[dict[str, Tensor], CEConfig]:
     """Weights and config of the model that joins the members and the linear model, where it counts."""
-    if not choice.count:
-        return join(members, config)
-    return join(members, config, fit_linear(moments, members, config, choice))
+    linear = fit_linear(moments, members, config, choice) if choice.count else None
+    joined, config = join(members, config, linear)
+    if choice.sharpness != 1:
+        joined |= {name: choice.sharpness * x for name, x in joined.items() if name.startswith(EXPERT_WEIGHTS)}
+    return joined, config
 
 
 def fit_linear(moments: Moments, members: list[Mapping[str, Tensor]], config: CEConfig, choice: LinearChoice) -> Linear:

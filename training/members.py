@@ -22,6 +22,9 @@ from ..base.config import CEConfig, ExpertConfig, TextConfig
 SHARED = ("standardise.", "text_pooling.", "pooling.")
 """Parameters that are the same in all members: they follow from the data, or are fixed."""
 
+EXPERT_WEIGHTS = "ce.moe_fc."
+"""Parameters that give the logits of the experts' weights."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -72,7 +75,7 @@ def join(
         parts = [member[name] for member in members]
         if name.startswith(SHARED) or not x.ndim:
             joined[name] = x
-        elif name.startswith("ce.moe_fc."):
+        elif name.startswith(EXPERT_WEIGHTS):
             joined[name] = torch.stack(parts).mean(0)
         else:
             parts += [linear.state[name].to(x.device)] if linear else []

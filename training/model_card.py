@@ -79,6 +79,7 @@ def _card(folder: Path) -> str:
     last = (
         f"{refit['members']} models, each of {refit['steps']} steps on all videos, joined to one"
         + _linear(refit.get("linear"))
+        + _weighing(refit.get("linear") or {})
         if refit
         else f"the best validation's weights, of step {notes['metrics']['step']}"
     )
@@ -111,6 +112,16 @@ def _linear(choice: Mapping[str, float] | None) -> str:
         f" with a linear model in closed form (whitening {choice['whitening']:g}, ridge {choice['ridge']:g}), "
         f"which gives {choice['count'] / (1 + choice['count']):.0%} of a score: on the validation videos the geometric "
         f"mean of R@1, R@5 and R@10 was {choice['without']:.1f} without it and {choice['with']:.1f} with it"
+    )
+
+
+def _weighing(choice: Mapping[str, float]) -> str:
+    """How far the text decides the experts' weights, where that is not as the members learned."""
+    sharpness = choice.get("sharpness", 1)  # models of before have none
+    if sharpness == 1:
+        return ""
+    return (
+        f". The logits of the experts' weights count {sharpness:g} times" if sharpness else ". All experts weigh alike"
     )
 
 

@@ -125,10 +125,21 @@ def test_validation_chooses_it_where_it_finds_more():
     choice, found = choose_linear(moments, state, SHARED, OTHERS)
     assert choice.count > 0
     assert found[choice.count] == max(found.values()) > found[0]
-    nothing = replace(choice, count=0.0)
+    nothing = replace(choice, count=0.0, sharpness=1.0)
     joined, config = join_linear(moments, [state], SHARED, nothing)
     assert config == SHARED
     assert all(joined[name] is x for name, x in state.items())
+
+
+def test_validation_weighs_experts_alike_where_their_weights_are_noise():
+    state = initial(0)
+    moments = Moments(model_of(state, SHARED), DATA)
+    sure = {name: 300 * x for name, x in _weights_of(state).items()}
+    choice, _ = choose_linear(moments, state | sure, SHARED, OTHERS)
+    assert choice.sharpness == 0
+    alike = state | {name: torch.zeros_like(x) for name, x in sure.items()}
+    expected = scores(*join_linear(moments, [alike], SHARED, replace(choice, sharpness=1.0)))
+    np.testing.assert_allclose(scores(*join_linear(moments, [state | sure], SHARED, choice)), expected, atol=1e-6)
 
 
 def test_it_counts_nothing_where_it_finds_less():
