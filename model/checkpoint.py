@@ -104,7 +104,7 @@ def check_logarithms(path: str | Path, config: CEConfig) -> None:
         own = read_config(path)
     except ValueError:
         return
-    if own is None or not config.standardise:
+    if own is None or not (own.standardise and config.standardise):
         return
     learned = {expert.name: expert.logarithm for expert in own.experts}
     for expert in config.experts:

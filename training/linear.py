@@ -105,6 +105,12 @@ class Moments:
             self._regressions[ridge] = [solve(_with_ridge(x.covariance, ridge), x.cross) for x in self.experts]
         return self._regressions[ridge]
 
+    def solve(self) -> None:
+        """Make what all choices share beforehand, with all cores: threads would each make it anew."""
+        for ridge in RIDGES:
+            self.regressions(ridge)
+        _ = self.text_directions
+
     def _expert(self, model: CEModel, data: VideoTensors, m: int, targets: Tensor) -> _Expert:
         expert = model.config.experts[m]
         there = data.available[:, m].nonzero().flatten()
@@ -146,6 +152,7 @@ def choose_linear(
     def joined(choice: LinearChoice) -> tuple[Mapping[str, Tensor], CEConfig]:
         return join_linear(moments, [weights], config, choice)
 
+    moments.solve()
     fits = _scored(list(product(WHITENINGS, RIDGES)), lambda fit: score(alone(fit)))
     whitening, ridge = max(fits, key=fits.__getitem__)
     counts = _scored(COUNTS, lambda count: score(joined(LinearChoice(whitening, ridge, count))))

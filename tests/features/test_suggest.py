@@ -48,7 +48,7 @@ FORMS_OF_FEATURES = {
     "of both signs": (RNG.standard_normal((50, 9)), False),
     "the same everywhere": (np.full((50, 9), 0.1), False),
     "the same everywhere, with rounding": (
-        np.nextafter(np.full((46, 1), 0.1, np.float32), RNG.integers(0, 2, (46, 1))),
+        np.nextafter(np.full((46, 1), 0.1, np.float32), np.arange(46)[:, None] == 0),
         False,
     ),
     "a little above 1 by rounding": (np.where(PROBABILITIES.max() == PROBABILITIES, 1 + 1e-6, PROBABILITIES), True),

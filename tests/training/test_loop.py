@@ -15,6 +15,7 @@ from towhee.models.collaborative_experts import GatedEmbeddingUnit, MimicCEGated
 
 import collaborative_experts as package
 from collaborative_experts import CaptionedVideos, CEConfig, Features, TextConfig, TrainingConfig
+from collaborative_experts.apps.convert import convert
 from collaborative_experts.model.cenet import _Normalise, _Unit, initial_state, model_of
 from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.retrieval.embeddings import TextEmbeddings, VideoEmbeddings
@@ -209,6 +210,9 @@ def test_probabilities_are_standardised_by_their_logarithm(tmp_path):
     other = replace(other, standardise=True)
     with pytest.raises(ValueError, match=r"'motion'\], logarithm: expected True as in mine.safetensors, got False"):
         package.CollaborativeExperts(other, tmp_path / "mine.safetensors", device="cpu")
+    with pytest.raises(ValueError, match="logarithm: expected True"):
+        convert(tmp_path / "mine.safetensors", tmp_path / "other.safetensors", other)
+    assert not (tmp_path / "other.safetensors").exists()
     weights, logarithms = again._open_weights(), np.log(experts["motion"])
     np.testing.assert_allclose(weights["standardise.motion.mean"], logarithms.mean(0), rtol=1e-5)
     np.testing.assert_allclose(weights["standardise.motion.std"], logarithms.std(0), rtol=1e-4)
