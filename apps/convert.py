@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..base.config import CEConfig
 from ..model.cenet import meta_model
-from ..model.checkpoint import check_logarithms, check_weights, read_notes, read_weights, write_weights
+from ..model.checkpoint import check_weights, read_notes, read_weights, write_weights
 from ..retrieval.convert import convert_index
 from .describe import config_of, describe, show
 
@@ -20,7 +20,6 @@ def convert(source: Path, target: Path, config: CEConfig) -> None:
     """
     weights = read_weights(source)
     check_weights(weights, meta_model(config).state_dict(), config, source)
-    check_logarithms(source, config)
     write_weights(target, weights, config, {"source": source.name} | read_notes(source))
 
 

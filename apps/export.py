@@ -9,7 +9,7 @@ from pathlib import Path
 from ..base.config import MSRVTT, CEConfig
 from ..hub.export import DTYPES, export_onnx
 from ..model.cenet import Modality, meta_model
-from ..model.checkpoint import check_logarithms, check_weights, fingerprint, read_config, read_weights
+from ..model.checkpoint import check_weights, fingerprint, read_config, read_weights
 from ..retrieval.embeddings import ModelIdentity
 from .describe import config_of
 
@@ -39,7 +39,6 @@ def export(
     config = config or read_config(weights) or MSRVTT
     tensors = read_weights(weights)
     check_weights(tensors, meta_model(config).state_dict(), config, weights)
-    check_logarithms(weights, config)
     identity = ModelIdentity(json.dumps(config.to_dict()), fingerprint(tensors))
     return export_onnx(to, config, tensors, identity, side, dtype)
 

@@ -74,8 +74,8 @@ def _expert_settings(features: Features, name: str) -> dict[str, object]:
         return {"dim": int(x.shape[1]), "logarithm": _are_probabilities(x[_some(there)])}
     sequences = [tokens for tokens in x if tokens is not None]
     longest = max(map(len, sequences))
-    each = -(-ROWS_LOOKED_AT // len(sequences))
-    tokens = np.concatenate([tokens[tokens.any(axis=1)][:each] for tokens in _some(sequences)])  # without padding
+    each = max(1, ROWS_LOOKED_AT // len(sequences))
+    tokens = np.concatenate([some[some.any(axis=1)][:each] for some in _some(sequences)])  # without padding
     return {
         "dim": int(sequences[0].shape[1]),
         "clusters": CLUSTERS,
@@ -85,8 +85,8 @@ def _expert_settings(features: Features, name: str) -> dict[str, object]:
 
 
 def _some(rows: Rows) -> Rows:
-    """At most `ROWS_LOOKED_AT` of the rows, evenly."""
-    return rows[:: max(1, -(-len(rows) // ROWS_LOOKED_AT))]
+    """At most `ROWS_LOOKED_AT` of one row or more, evenly."""
+    return rows[:: -(-len(rows) // ROWS_LOOKED_AT)]
 
 
 def _are_probabilities(x: np.ndarray) -> bool:

@@ -370,8 +370,6 @@ class CollaborativeExperts(NNOperator):
         self._warned = False
         self._notes: dict[str, Any] = {"pretrained": False}
         if self.weights_path is not None:
-            if config is not None:
-                checkpoint.check_logarithms(self.weights_path, config)
             config = config or checkpoint.read_config(self.weights_path)
             self._notes = checkpoint.read_notes(self.weights_path)
             self._stamp = checkpoint.file_stamp(self.weights_path)

@@ -97,24 +97,6 @@ def read_config(path: str | Path) -> CEConfig | None:
         raise ValueError(f"{path}: its metadata holds no config of this version: {error}") from None
 
 
-def check_logarithms(path: str | Path, config: CEConfig) -> None:
-    """Raise ValueError where a config that standardises takes other experts by their logarithm than the one in a
-    weights file: all else would fit, and the embeddings be wrong. A file whose config cannot be read says nothing."""
-    try:
-        own = read_config(path)
-    except ValueError:
-        return
-    if own is None or not (own.standardise and config.standardise):
-        return
-    learned = {expert.name: expert.logarithm for expert in own.experts}
-    for expert in config.experts:
-        if learned.get(expert.name, expert.logarithm) != expert.logarithm:
-            raise ValueError(
-                f"config: experts[{expert.name!r}], logarithm: expected {learned[expert.name]} as in "
-                f"{Path(path).name}, got {expert.logarithm}; leave the config out, and the file gives its own"
-            )
-
-
 def read_notes(path: str | Path) -> dict[str, Any]:
     """The notes on its weights that a safetensors file holds beside the config, `{}` where it holds none."""
     notes = _read_metadata(path, NOTES_KEY)
@@ -136,11 +118,12 @@ def _read_metadata(path: str | Path, key: str) -> Any:
 def check_weights(
     weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: CEConfig, source: str | Path
 ) -> None:
-    """Raise ValueError unless names and shapes are exactly the expected ones; lists the first ten of each kind.
+    """Raise ValueError unless names and shapes are exactly the expected ones; lists the first ten of each kind. Also
+    where the file has a config of its own that takes other experts by their logarithm.
 
     Args:
         expected: the state dict of the config's model, on the meta device.
-        source: where the weights are from, for the message.
+        source: the file that the weights are from.
     """
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
     missing = [name for name in expected if name not in found]
@@ -164,6 +147,25 @@ def check_weights(
             f"{source}: these weights are not of this config's model; pass the config they were trained with. "
             + "; ".join(problems)
         )
+    _check_logarithms(source, config)
+
+
+def _check_logarithms(path: str | Path, config: CEConfig) -> None:
+    """Raise ValueError where a config that standardises takes other experts by their logarithm than the one in a
+    weights file: all else would fit, and the embeddings be wrong. A file whose config cannot be read says nothing."""
+    try:
+        own = read_config(path)
+    except ValueError:
+        return
+    if own is None or not (own.standardise and config.standardise):
+        return
+    learned = {expert.name: expert.logarithm for expert in own.experts}
+    for expert in config.experts:
+        if learned.get(expert.name, expert.logarithm) != expert.logarithm:
+            raise ValueError(
+                f"config: experts[{expert.name!r}], logarithm: expected {learned[expert.name]} as in "
+                f"{Path(path).name}, got {expert.logarithm}; leave the config out, and the file gives its own"
+            )
 
 
 LARGEST_WEIGHT = 1e18

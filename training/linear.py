@@ -36,8 +36,8 @@ WHITENINGS, RIDGES = (0.0, 0.25, 0.5), (3.0, 10.0, 30.0)
 COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """How much the linear model counts beside the others together; 0 leaves it out."""
 
-SHARPNESSES = (1.0, 0.5, 0.0)
-"""What the logits of the experts' weights are multiplied by; 0 weighs all alike."""
+SHARPNESSES = (0.5, 0.0)
+"""What the logits of the experts' weights may be multiplied by, besides 1; 0 weighs all alike."""
 
 TEXT_RIDGE = 0.3
 """Added to the covariance of sentences before it is inverted, relative to the mean variance."""
@@ -156,9 +156,10 @@ def choose_linear(
     fits = _scored(list(product(WHITENINGS, RIDGES)), lambda fit: score(alone(fit)))
     whitening, ridge = max(fits, key=fits.__getitem__)
     counts = _scored(COUNTS, lambda count: score(joined(LinearChoice(whitening, ridge, count))))
-    choices = [LinearChoice(whitening, ridge, max(counts, key=counts.__getitem__), x) for x in SHARPNESSES]
-    scores = _scored(choices, lambda choice: score(joined(choice)))
-    return max(choices, key=scores.__getitem__), counts
+    sharp = LinearChoice(whitening, ridge, max(counts, key=counts.__getitem__))
+    softer = _scored([replace(sharp, sharpness=x) for x in SHARPNESSES], lambda choice: score(joined(choice)))
+    scores = {sharp: counts[sharp.count]} | softer
+    return max(scores, key=scores.__getitem__), counts
 
 
 def _scored(choices: Sequence[Choice], score: Callable[[Choice], float]) -> dict[Choice, float]:
