@@ -291,7 +291,7 @@ def _calibrate(index: VideoIndex, weights: Path, model: ModelIdentity) -> None:
     """Correct the searches of the index by the bank of the weights."""
     bank = bank_beside(weights, model)
     if bank is not None:
-        index.calibrate(bank.text, bank.method, bank.beta)
+        index.calibrate(bank.text, bank.method, bank.beta, levels=bank.levels)
 
 
 def _facts(features: Files) -> list[Any]:

@@ -344,6 +344,7 @@ class VideoIndex:
         beta: float = PUBLISHED_BETA,
         alpha: float = PUBLISHED_ALPHA,
         k: int | None = None,
+        levels: np.ndarray | None = None,
     ) -> None:
         """Correct the scores of all searches for hubs, videos that many texts find, by what training captions score.
 
@@ -353,14 +354,14 @@ class VideoIndex:
         Args:
             text: embeddings of captions that do not describe the indexed videos; a few thousand are enough. None ends
                 the correction.
-            method, beta, alpha, k: as for `QueryBank`.
+            method, beta, alpha, k, levels: as for `QueryBank`.
 
         Raises:
             TypeError, ValueError: as `QueryBank`; embeddings of another model; an empty index; "qb-dynamic" on a Milvus
                 server.
         """
         stored = self._stated("calibrate")
-        bank = None if text is None else QueryBank(text, method, beta, alpha, k)
+        bank = None if text is None else QueryBank(text, method, beta, alpha, k, levels)
         if bank is not None:
             self._check_model(stored, Header(_dims(bank.text), bank.text.model))
         self._open.calibrate(bank)

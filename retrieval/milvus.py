@@ -234,9 +234,11 @@ class MilvusIndex:
     # --- query banks --------------------------------------------------------------------------------------
 
     def _store_bank(self, bank: QueryBank) -> str:
-        """Write the texts of a bank, each as its embeddings and its weights in a row; the name of their collection."""
+        """Write the texts of a bank, each as its embeddings, its weights and, where it has one, its level in a row; the
+        name of their collection."""
         name = f"{self.collection}_bank_{uuid.uuid4().hex}"
         rows = [as_numpy(x).astype(np.float32) for x in (*bank.text.embds.values(), bank.text.weights)]
+        rows += [] if bank.levels is None else [bank.levels.astype(np.float32)[:, None]]
         texts = np.concatenate(rows, axis=1)
         types = extra("pymilvus", "milvus").DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -261,9 +263,10 @@ class MilvusIndex:
             self._client.load_collection(name)
             entries = sorted(read_all(self._client, name), key=lambda entry: entry["number"])
             rows = np.array([entry["vector"] for entry in entries], dtype=np.float32)
-            embeddings, weights = np.split(rows, [sum(self._dims().values())], axis=1)
+            dims = self._dims()
+            embeddings, weights, levels = np.split(rows, [sum(dims.values()), sum(dims.values()) + len(dims)], axis=1)
             text = TextEmbeddings(self.header.by_expert(embeddings), weights, model=self.header.model)
-            self._bank = stated, QueryBank(text, **content)
+            self._bank = stated, QueryBank(text, levels=levels[:, 0] if levels.shape[1] else None, **content)
         return self._bank[1]
 
     # --- candidates ---------------------------------------------------------------------------------------

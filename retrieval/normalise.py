@@ -20,6 +20,12 @@ W_p(t) the text's weight of the experts in the video's availability pattern p. W
 for all videos, and the ranking is that of <t, v> - W_p(t) b_v: one more component of the joint vectors. Across patterns
 only s(t, v) - b_v compares. A video without any expert scores 0 with every text; its corrected score is -b_v.
 
+A sentence that says little scores high with many videos, and the bank would be about what such sentences find. So a
+text of the bank may have a level, which is taken off its scores beforehand: what it scores with videos that are not
+its own (`QueryBank.levelled`). With exp(beta s(c, v)) a text that is too general counts a multiple of a precise one,
+with exp(beta (s(c, v) - level_c)) each text hands out the same amount among those videos. That is one round of making
+rows and columns sum to the same (Sinkhorn), with videos which are known beforehand in place of the searched ones.
+
 b_v of "qb" and "nnn" depends on the bank and that video alone. Videos may be added and deleted one by one. The
 activated set depends on all videos. The order of the texts of one video does not change, as all lose the same b_v.
 """
@@ -27,7 +33,7 @@ activated set depends on all videos. The order of the texts of one video does no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, get_args
 
@@ -36,7 +42,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_choice, check_size
-from .arrays import as_numpy
+from .arrays import ArrayLike, as_numpy, float_array, real_array
 from .embeddings import TextEmbeddings, VideoEmbeddings, batched
 from .similarity import check_pair, score_tiles
 
@@ -60,9 +66,10 @@ class QueryBank:
         alpha: factor of "nnn", above 0.
         k: for "nnn" the number of highest scores that are averaged, None takes 16, or all of a smaller bank; for
             "qb-dynamic" the number of videos that each text activates, None takes 1.
+        levels: (N,), for "qb" and "qb-dynamic", what is taken off the scores of each text (`levelled`); None for none.
 
     Raises:
-        TypeError, ValueError: no texts, an unknown method, or numbers out of range.
+        TypeError, ValueError: no texts, an unknown method, numbers out of range, or levels that do not fit.
 
     The first video answers both captions of the bank, and so it loses more than the second:
 
@@ -76,6 +83,7 @@ class QueryBank:
     beta: float = PUBLISHED_BETA
     alpha: float = PUBLISHED_ALPHA
     k: int | None = None
+    levels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, TextEmbeddings):
@@ -90,6 +98,38 @@ class QueryBank:
         if self.method == "nnn" and k > len(self.text):
             raise ValueError(f"k: expected at most the number of texts in the bank, {len(self.text)}, got {k}")
         object.__setattr__(self, "k", k)
+        if self.levels is not None:
+            object.__setattr__(self, "levels", self._checked(self.levels))
+
+    def _checked(self, levels: ArrayLike) -> np.ndarray:
+        levels = as_numpy(float_array(levels, "levels")).astype(np.float64)
+        if self.method == "nnn":
+            raise ValueError("levels: expected none with the method 'nnn', whose scores have no temperature")
+        if levels.shape != (len(self.text),) or not np.isfinite(levels).all():
+            raise ValueError(f"levels: expected {len(self.text)} finite numbers, one a text, got {levels.shape}")
+        return levels
+
+    def levelled(self, video: VideoEmbeddings, targets: ArrayLike) -> QueryBank:
+        """This bank with the level of each text: the soft mean of its scores with the B videos but its own,
+        log(mean_v exp(beta s(c, v))) / beta.
+
+        Args:
+            video: videos like those that are to be searched, most often those that the texts describe.
+            targets: (N,) integers, the row of the video that each text describes; -1 for none of them.
+
+        Raises:
+            TypeError, ValueError: as `similarity`; no two videos, or targets that do not fit.
+        """
+        check_pair("QueryBank", self.text, video)
+        videos, own = batched(video), as_numpy(real_array(targets, "targets"))
+        if len(videos) < 2:
+            raise ValueError(f"levelled: expected two videos or more, got {len(videos)}")
+        if own.shape != (len(self.text),) or own.dtype.kind not in "iu":
+            raise ValueError(f"targets: expected {len(self.text)} integers, one a text, got {own.shape} of {own.dtype}")
+        if own.min() < -1 or own.max() >= len(videos):
+            raise ValueError(f"targets: expected rows from -1 to {len(videos) - 1}, got {own.min()} to {own.max()}")
+        levels = _log_mean_exp(score_tiles(self.text, videos), torch.from_numpy(own.astype(np.int64)), self.beta)
+        return replace(self, levels=levels.numpy())
 
     def biases(self, video: VideoEmbeddings) -> np.ndarray:
         """The bias b_v of each video, (B,) float64, to be subtracted from its scores; accurate as scores are, to 1e-6.
@@ -105,7 +145,7 @@ class QueryBank:
         if self.method == "nnn":
             biases = self.alpha * _mean_of_highest(tiles, len(videos), self.k or 1)
         else:
-            biases = _log_sum_exp(tiles, len(videos), self.beta)
+            biases = _log_sum_exp(tiles, len(videos), self.beta, self.levels)
         if not bool(biases.isfinite().all()):
             raise ValueError("QueryBank: expected finite embeddings, got scores with NaN or Inf")
         return (biases if video.available.ndim == 2 else biases[0]).numpy()
@@ -130,7 +170,8 @@ class QueryBank:
         slope = np.concatenate([share @ x for share, x in zip(shares.T, embds, strict=True)]) / len(self.text)
         if self.method == "nnn":
             return self.alpha * slope, 0.0
-        return slope, float(np.log(len(self.text))) / self.beta
+        level = 0.0 if self.levels is None else float(self.levels.mean())
+        return slope, float(np.log(len(self.text))) / self.beta - level
 
     def activated(self, video: VideoEmbeddings) -> np.ndarray:
         """The videos whose finding makes "qb-dynamic" correct a text, (B,) bool; all videos with the other methods.
@@ -151,12 +192,27 @@ class QueryBank:
 # --- inside -----------------------------------------------------------------------------------------------
 
 
-def _log_sum_exp(tiles: Tiles, videos: int, beta: float) -> Tensor:
-    """log(sum over texts of exp(beta * score)) / beta of each video, (B,) float64."""
+def _log_sum_exp(tiles: Tiles, videos: int, beta: float, levels: np.ndarray | None) -> Tensor:
+    """log(sum over texts of exp(beta * (score - level))) / beta of each video, (B,) float64."""
     total = torch.full((videos,), -torch.inf, dtype=torch.float64, device="cpu")
-    for _, columns, tile in tiles:
+    for rows, columns, tile in tiles:
+        if levels is not None:
+            tile = tile - torch.from_numpy(levels[rows]).to(tile)[:, None]
         total[columns] = total[columns].logaddexp((tile * beta).logsumexp(0).double().cpu())
     return total / beta
+
+
+def _log_mean_exp(tiles: Tiles, own: Tensor, beta: float) -> Tensor:
+    """log(mean over videos of exp(beta * score)) / beta of each text without its own video, (N,) float64."""
+    total = torch.full((len(own),), -torch.inf, dtype=torch.float64, device="cpu")
+    count = torch.zeros(len(own), dtype=torch.float64, device="cpu")
+    for rows, columns, tile in tiles:
+        numbers = torch.arange(columns.start, columns.stop, device="cpu")
+        is_own = (own[rows, None] == numbers).to(tile.device)
+        scores = (tile * beta).masked_fill(is_own, -torch.inf)
+        total[rows] = total[rows].logaddexp(scores.logsumexp(1).double().cpu())
+        count[rows] += (~is_own).sum(1).double().cpu()
+    return (total - count.log()) / beta
 
 
 def _mean_of_highest(tiles: Tiles, videos: int, k: int) -> Tensor:

@@ -692,13 +692,14 @@ def _biases(bank: QueryBank, header: Header, name: str, batch: Any) -> Any:
 
 
 def _bank_table(bank: QueryBank) -> Any:
-    """The texts of a bank as Arrow: per text its embeddings in a row and its weights."""
+    """The texts of a bank as Arrow: per text its embeddings in a row, its weights and, where it has one, its level."""
     arrow = extra("pyarrow", "index")
     embeddings = np.concatenate([as_numpy(x).astype(np.float32) for x in bank.text.embds.values()], axis=1)
     columns = {"embeddings": embeddings, "weights": as_numpy(bank.text.weights).astype(np.float32)}
-    arrays = [from_matrix(x) for x in columns.values()]
+    arrays = {name: from_matrix(x) for name, x in columns.items()}
+    arrays |= {} if bank.levels is None else {"levels": arrow.array(bank.levels)}
     settings = {name: getattr(bank, name) for name in ("method", "beta", "alpha", "k")}
-    return arrow.table(arrays, names=list(columns)).replace_schema_metadata({_BANK: json.dumps(settings)})
+    return arrow.table(arrays).replace_schema_metadata({_BANK: json.dumps(settings)})
 
 
 def _read_bank(dataset: Any, header: Header) -> QueryBank:
@@ -707,7 +708,8 @@ def _read_bank(dataset: Any, header: Header) -> QueryBank:
         table = dataset.to_table()
         embeddings = header.by_expert(to_matrix(table["embeddings"]))
         text = TextEmbeddings(embeddings, to_matrix(table["weights"]), model=header.model)
-        return QueryBank(text, **json.loads((dataset.schema.metadata or {})[_BANK]))
+        levels = table["levels"].to_numpy() if "levels" in table.column_names else None
+        return QueryBank(text, levels=levels, **json.loads((dataset.schema.metadata or {})[_BANK]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise OSError(f"its query bank is damaged: {error}") from None
 

@@ -1,13 +1,15 @@
 """The query bank of a trained model: training captions that tell which videos are hubs.
 
-The bank is embedded with the final weights and kept beside them. Its beta is the one that was best for the validation
-videos, whose captions the bank does not hold while beta is chosen (`retrieval.normalise` has the method).
+The bank is embedded with the final weights and kept beside them, with the level of each caption among the training
+videos. Its beta is the one that was best for the validation videos, whose captions the bank does not hold while beta is
+chosen (`retrieval.normalise` has the method).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,9 @@ BANK = "bank.safetensors"
 MOST_IN_BANK = 2000
 """Captions of the bank; of more, as many are taken evenly. More change the figures by less than 0.1."""
 
-BETAS = (5.0, 10.0, 20.0, 40.0)
-"""Inverse temperatures that are chosen from; 20 is the published one."""
+BETAS = (14.0, 20.0, 28.0)
+"""Inverse temperatures that are chosen from, about the published one: the validation videos are too few to tell between
+more."""
 
 METADATA_KEY = "collaborative_experts.bank"
 
@@ -43,10 +46,12 @@ def choose_beta(model: CEModel, data: VideoTensors, validation: VideoTensors | N
         return PUBLISHED_BETA
     asked = some_captions(validation, MOST_CAPTIONS)
     text, video = embed_texts(model, validation, asked), embed_videos(model, validation)
-    bank = embed_texts(model, data, some_captions(data, MOST_IN_BANK))
+    banked = some_captions(data, MOST_IN_BANK)
+    bank, own = embed_texts(model, data, banked), embed_videos(model, data)
 
     def score(beta: float) -> float:
-        found = evaluate(text, video, validation.targets[asked], bank=QueryBank(bank, beta=beta))
+        levelled = QueryBank(bank, beta=beta).levelled(own, data.targets[banked])
+        found = evaluate(text, video, validation.targets[asked], bank=levelled)
         return found.text_to_video.geometric_mean
 
     return max(BETAS, key=score)
@@ -54,16 +59,19 @@ def choose_beta(model: CEModel, data: VideoTensors, validation: VideoTensors | N
 
 def make_bank(model: CEModel, data: VideoTensors, beta: float) -> QueryBank:
     """The bank of a data set's captions, on the CPU, with the identity of the model."""
-    text = embed_texts(model, data, some_captions(data, MOST_IN_BANK))
+    captions = some_captions(data, MOST_IN_BANK)
+    text, video = embed_texts(model, data, captions), embed_videos(model, data)
+    levelled = QueryBank(text, beta=beta).levelled(video, data.targets[captions])
     weights = {name: x.detach().cpu() for name, x in model.state_dict().items()}
     identity = ModelIdentity(json.dumps(model.config.to_dict()), fingerprint(weights))
     embds = {name: x.cpu() for name, x in text.embds.items()}
-    return QueryBank(TextEmbeddings(embds, text.weights.cpu(), model=identity), beta=beta)
+    return replace(levelled, text=TextEmbeddings(embds, text.weights.cpu(), model=identity))
 
 
 def write_bank(path: Path, bank: QueryBank) -> None:
-    """Write a bank with method "qb", its embeddings in half precision."""
+    """Write a bank with method "qb", its embeddings in half precision, and its levels where it has any."""
     tensors = {f"embds.{name}": as_tensor(x).half().contiguous() for name, x in bank.text.embds.items()}
+    tensors |= {} if bank.levels is None else {"levels": as_tensor(bank.levels).float()}
     model = bank.text.model
     content = {"beta": bank.beta, "experts": list(bank.text.embds), "config": model.config, "weights": model.weights}
     with replacing(path, SafetensorError) as temporary:
@@ -89,7 +97,8 @@ def read_bank(path: str | Path) -> QueryBank:
                 embds, _as_float(file.get_tensor("weights")),
                 model=ModelIdentity(content["config"], content["weights"]),
             )  # fmt: skip
-            return QueryBank(text, beta=content["beta"])
+            levels = file.get_tensor("levels").numpy() if "levels" in file.keys() else None  # noqa: SIM118
+            return QueryBank(text, beta=content["beta"], levels=levels)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a complete query bank: {error}") from error
 

@@ -13,7 +13,14 @@ from collaborative_experts.retrieval import embedded, store
 from helpers import check_best, random_embeddings, some
 
 NAMES = np.array([f"video {i:03}" for i in range(60)])
-METHODS = ({"method": "qb", "beta": 30.0}, {"method": "nnn", "k": 3}, {"method": "qb-dynamic"})
+LEVELS = np.linspace(-0.5, 0.5, 40)
+METHODS = (
+    {"method": "qb", "beta": 30.0},
+    {"method": "nnn", "k": 3},
+    {"method": "qb-dynamic"},
+    {"method": "qb", "levels": LEVELS},
+    {"method": "qb-dynamic", "levels": LEVELS},
+)
 
 
 def corrected_scores(text, video, bank):
@@ -37,7 +44,7 @@ def filled(tmp_path):
         yield index, text, video, bank
 
 
-@pytest.mark.parametrize("settings", METHODS, ids=lambda x: x["method"])
+@pytest.mark.parametrize("settings", METHODS, ids=lambda x: x["method"] + " levels" * ("levels" in x))
 def test_as_the_full_matrix(filled, settings, monkeypatch):
     monkeypatch.setattr(embedded, "BANK_TEXTS", 16)
     index, text, video, texts = filled
@@ -54,7 +61,7 @@ def test_as_the_full_matrix(filled, settings, monkeypatch):
     assert index.search(text, 10).ids.tolist() == plain.ids.tolist()
 
 
-@pytest.mark.parametrize("settings", METHODS, ids=lambda x: x["method"])
+@pytest.mark.parametrize("settings", METHODS, ids=lambda x: x["method"] + " levels" * ("levels" in x))
 def test_videos_that_are_added_and_deleted_later(tmp_path, settings):
     text, video = some(7)
     texts, _ = some(40, seed=1)

@@ -114,7 +114,9 @@ def corrected(text, video, bank):
     return similarity(text, video).astype(np.float64) - bank.biases(video)
 
 
-@pytest.mark.parametrize("settings", [{}, {"beta": 2.0}, {"method": "nnn", "k": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"beta": 2.0}, {"method": "nnn", "k": 3}, {"levels": np.linspace(-0.5, 0.5, 40)}], ids=list
+)
 def test_query_banks(empty, settings):
     """For videos that are added before and after, on any number of requests, and by other clients."""
     text, video = some()

@@ -1,5 +1,7 @@
 """Query banks that training leaves beside the weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,18 @@ def test_the_bank_is_the_training_captions_by_the_written_weights(trained):
     for name, x in expected.embds.items():
         np.testing.assert_allclose(bank.text.embds[name], x, atol=1e-3)  # half precision
     np.testing.assert_allclose(bank.text.weights, expected.weights, atol=1e-5)
+    video = op.encode_video(data.features.experts, data.features.ind)
+    levelled = package.QueryBank(expected, beta=bank.beta).levelled(video, data.targets)
+    np.testing.assert_allclose(bank.levels, levelled.levels, atol=1e-5)
+
+
+def test_a_bank_without_levels(trained, tmp_path):
+    """As earlier versions wrote them."""
+    bank = read_bank(trained[2])
+    write_bank(tmp_path / "old.safetensors", replace(bank, levels=None))
+    old = read_bank(tmp_path / "old.safetensors")
+    assert old.levels is None
+    assert old.beta == bank.beta
 
 
 def test_evaluation_and_the_bank_of_the_same_model_only(trained, tmp_path):
@@ -54,7 +68,7 @@ def test_of_many_captions_some_are_in_the_bank(monkeypatch, tmp_path):
 
 
 def test_beta_is_the_best_of_the_validation(monkeypatch):
-    scores = {5.0: 1.0, 10.0: 3.0, 20.0: 2.0, 40.0: 0.0}
+    scores = {14.0: 1.0, 20.0: 2.0, 28.0: 3.0}
 
     class Found:
         def __init__(self, beta):
@@ -64,7 +78,7 @@ def test_beta_is_the_best_of_the_validation(monkeypatch):
     monkeypatch.setattr(banks, "evaluate", lambda *_, bank: Found(bank.beta))
     model = package.model.cenet.CEModel(TRAINABLE)
     data = VideoTensors(captioned(8), TRAINABLE, "data")
-    assert choose_beta(model, data, data) == 10.0
+    assert choose_beta(model, data, data) == 28.0
 
 
 def test_banks_that_are_refused(trained, tmp_path):
