@@ -45,15 +45,19 @@ from collaborative_experts import (
 from collaborative_experts.apps.evaluate import ablate
 from collaborative_experts.apps.run_file import MODEL, SEQUENCE, TEXT
 from collaborative_experts.model.cenet import Standardise
-from collaborative_experts.retrieval.evaluation import evaluate_scores
+from collaborative_experts.retrieval.evaluation import Evaluation, evaluate_scores
+from collaborative_experts.training.bank import bank_beside
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.loop import train
 from collaborative_experts.training.losses import max_margin
+from collaborative_experts.training.run_folder import BEST
 from helpers import towhee_dict
 
 FIGURES = ("r1", "r5", "r10", "median_rank", "geometric_mean")
 HELD_OUT = 0.15
 """Share of the training videos by which the number of steps is found, as in a run file."""
+
+WITH_BANK = "all, with bank"
 
 COST_BATCH = 256
 """Where a recipe lets the data choose."""
@@ -144,7 +148,7 @@ def quality(corpus: Corpus, seeds: int, epochs: int | None) -> dict[str, dict[st
         rows[name] = [figures["all experts"] for figures in found]
         show(name, rows[name])
         if recipe is OURS:
-            for part in [part for part in found[0] if part.startswith("only")]:
+            for part in [part for part in found[0] if part.startswith(("only", WITH_BANK))]:
                 rows[f"its {part}"] = [figures[part] for figures in found]
                 show(f"  {part}", rows[f"its {part}"])
     return {name: mean(found) for name, found in rows.items()}
@@ -161,11 +165,17 @@ def show(name: str, found: list[dict[str, float]]) -> None:
 
 
 def figures_of(corpus: Corpus, recipe: Recipe, seed: int, epochs: int | None) -> dict[str, dict[str, float]]:
-    """Train, and evaluate with all experts and with each alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        op = fit(recipe, corpus(*recipe.splits), folder, seed, epochs)
-        found = ablate(op, corpus("test"))
+    """Train, and evaluate with all experts, with the query bank, and with each expert alone."""
+    found = evaluations(recipe, corpus(*recipe.splits), corpus("test"), seed, epochs)
     return {name: evaluation.to_dict()["text_to_video"] for name, evaluation in found.items()}
+
+
+def evaluations(
+    recipe: Recipe, data: CaptionedVideos, test: CaptionedVideos, seed: int, epochs: int | None
+) -> dict[str, Evaluation]:
+    with tempfile.TemporaryDirectory() as folder:
+        op = fit(recipe, data, folder, seed, epochs)
+        return ablate(op, test, bank_beside(Path(folder) / BEST, op.identity))
 
 
 def fit(recipe: Recipe, data: CaptionedVideos, folder: str, seed: int, epochs: int | None) -> CollaborativeExperts:
@@ -192,9 +202,9 @@ def choices(corpus: Corpus, demo: Path | None, seeds: int, epochs: int | None) -
             for label, baseline in BASELINES.items():
                 row.setdefault(label, []).append(geometric_mean(baseline(data, test), test.targets))
             for label, recipe in recipes.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    evaluation = ablate(fit(recipe, data, folder, fold, epochs), test)["all experts"]
-                row.setdefault(label, []).append(evaluation.text_to_video.geometric_mean)
+                evaluated = evaluations(recipe, data, test, fold, epochs)
+                for part, of in (("all experts", label), (WITH_BANK, f"{label}, with bank")):
+                    row.setdefault(of, []).append(evaluated[part].text_to_video.geometric_mean)
             print(f"{name:14} " + "  ".join(f"{key} {np.mean(x):.1f}" for key, x in row.items()), flush=True)
     return found
 
