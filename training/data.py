@@ -123,7 +123,7 @@ class VideoTensors:
         TypeError, ValueError: no data set, one that does not fit the config, or token embeddings with NaN or Inf.
 
     Attributes:
-        features: {expert: (B, dim) or (B, N, dim) float32}, zero where missing.
+        features: {expert: (B, dim) or (B, N, dim) float32}, anything where missing.
         available: (B, M) bool.
         tokens, targets, teacher: as in `CaptionedVideos`.
     """
