@@ -354,7 +354,7 @@ class VideoIndex:
         Args:
             text: embeddings of captions that do not describe the indexed videos; a few thousand are enough. None ends
                 the correction.
-            method, beta, alpha, k, levels: as for `QueryBank`.
+            method, beta, alpha, k, levels: as for `QueryBank`, levels of this beta.
 
         Raises:
             TypeError, ValueError: as `QueryBank`; embeddings of another model; an empty index; "qb-dynamic" on a Milvus

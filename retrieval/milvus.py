@@ -238,7 +238,7 @@ class MilvusIndex:
         name of their collection."""
         name = f"{self.collection}_bank_{uuid.uuid4().hex}"
         rows = [as_numpy(x).astype(np.float32) for x in (*bank.text.embds.values(), bank.text.weights)]
-        rows += [] if bank.levels is None else [bank.levels.astype(np.float32)[:, None]]
+        rows += [] if bank.levels is None else [bank.levels[:, None]]
         texts = np.concatenate(rows, axis=1)
         types = extra("pymilvus", "milvus").DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)

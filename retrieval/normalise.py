@@ -66,7 +66,8 @@ class QueryBank:
         alpha: factor of "nnn", above 0.
         k: for "nnn" the number of highest scores that are averaged, None takes 16, or all of a smaller bank; for
             "qb-dynamic" the number of videos that each text activates, None takes 1.
-        levels: (N,), for "qb" and "qb-dynamic", what is taken off the scores of each text (`levelled`); None for none.
+        levels: (N,) float32, for "qb" and "qb-dynamic", what is taken off the scores of each text. Those of `levelled`
+            are for this beta. None takes nothing off.
 
     Raises:
         TypeError, ValueError: no texts, an unknown method, numbers out of range, or levels that do not fit.
@@ -102,24 +103,32 @@ class QueryBank:
             object.__setattr__(self, "levels", self._checked(self.levels))
 
     def _checked(self, levels: ArrayLike) -> np.ndarray:
-        levels = as_numpy(float_array(levels, "levels")).astype(np.float64)
+        self._check_takes_levels()
+        with np.errstate(over="ignore"):
+            levels = as_numpy(float_array(levels, "levels")).astype(np.float32)
+        if levels.shape != (len(self.text),):
+            raise ValueError(f"levels: expected {len(self.text)} numbers, one a text, got {levels.shape}")
+        if not np.isfinite(levels).all():
+            raise ValueError(f"levels: expected finite numbers, got {levels[~np.isfinite(levels)][0]}")
+        return levels
+
+    def _check_takes_levels(self) -> None:
         if self.method == "nnn":
             raise ValueError("levels: expected none with the method 'nnn', whose scores have no temperature")
-        if levels.shape != (len(self.text),) or not np.isfinite(levels).all():
-            raise ValueError(f"levels: expected {len(self.text)} finite numbers, one a text, got {levels.shape}")
-        return levels
 
     def levelled(self, video: VideoEmbeddings, targets: ArrayLike) -> QueryBank:
         """This bank with the level of each text: the soft mean of its scores with the B videos but its own,
-        log(mean_v exp(beta s(c, v))) / beta.
+        log(mean_v exp(beta s(c, v))) / beta. As everywhere, a video without any expert scores 0.
 
         Args:
             video: videos like those that are to be searched, most often those that the texts describe.
             targets: (N,) integers, the row of the video that each text describes; -1 for none of them.
 
         Raises:
-            TypeError, ValueError: as `similarity`; no two videos, or targets that do not fit.
+            TypeError, ValueError: as `similarity`; no two videos, targets that do not fit, embeddings with NaN, or the
+                method "nnn".
         """
+        self._check_takes_levels()
         check_pair("QueryBank", self.text, video)
         videos, own = batched(video), as_numpy(real_array(targets, "targets"))
         if len(videos) < 2:
@@ -129,6 +138,7 @@ class QueryBank:
         if own.min() < -1 or own.max() >= len(videos):
             raise ValueError(f"targets: expected rows from -1 to {len(videos) - 1}, got {own.min()} to {own.max()}")
         levels = _log_mean_exp(score_tiles(self.text, videos), torch.from_numpy(own.astype(np.int64)), self.beta)
+        _check_finite(levels)
         return replace(self, levels=levels.numpy())
 
     def biases(self, video: VideoEmbeddings) -> np.ndarray:
@@ -146,8 +156,7 @@ class QueryBank:
             biases = self.alpha * _mean_of_highest(tiles, len(videos), self.k or 1)
         else:
             biases = _log_sum_exp(tiles, len(videos), self.beta, self.levels)
-        if not bool(biases.isfinite().all()):
-            raise ValueError("QueryBank: expected finite embeddings, got scores with NaN or Inf")
+        _check_finite(biases)
         return (biases if video.available.ndim == 2 else biases[0]).numpy()
 
     def lower_bound(self, available: np.ndarray) -> tuple[np.ndarray, float]:
@@ -170,7 +179,7 @@ class QueryBank:
         slope = np.concatenate([share @ x for share, x in zip(shares.T, embds, strict=True)]) / len(self.text)
         if self.method == "nnn":
             return self.alpha * slope, 0.0
-        level = 0.0 if self.levels is None else float(self.levels.mean())
+        level = 0.0 if self.levels is None else float(self.levels.mean(dtype=np.float64))
         return slope, float(np.log(len(self.text))) / self.beta - level
 
     def activated(self, video: VideoEmbeddings) -> np.ndarray:
@@ -237,6 +246,11 @@ def _among_the_best(tiles: Tiles, texts: int, videos: int, k: int) -> Tensor:
     activated = torch.zeros(videos, dtype=torch.bool, device="cpu")
     activated[best_videos.flatten()] = True
     return activated
+
+
+def _check_finite(numbers: Tensor) -> None:
+    if not bool(numbers.isfinite().all()):
+        raise ValueError("QueryBank: expected finite embeddings, got scores with NaN or Inf")
 
 
 def _check_positive(value: object, where: str) -> None:

@@ -1,6 +1,6 @@
 """The query bank of a trained model: training captions that tell which videos are hubs.
 
-The bank is embedded with the final weights and kept beside them, with the level of each caption among the training
+The bank is embedded with the final weights and kept beside them, with the level of each caption among their
 videos. Its beta is the one that was best for the validation videos, whose captions the bank does not hold while beta is
 chosen (`retrieval.normalise` has the method).
 """
@@ -21,7 +21,7 @@ from ..base.files import replacing
 from ..model.cenet import CEModel
 from ..model.checkpoint import fingerprint
 from ..retrieval.arrays import as_tensor
-from ..retrieval.embeddings import ModelIdentity, TextEmbeddings
+from ..retrieval.embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
 from ..retrieval.evaluation import evaluate
 from ..retrieval.normalise import PUBLISHED_BETA, QueryBank
 from .data import VideoTensors
@@ -45,12 +45,11 @@ def choose_beta(model: CEModel, data: VideoTensors, validation: VideoTensors | N
     if validation is None:
         return PUBLISHED_BETA
     asked = some_captions(validation, MOST_CAPTIONS)
-    text, video = embed_texts(model, validation, asked), embed_videos(model, validation)
-    banked = some_captions(data, MOST_IN_BANK)
-    bank, own = embed_texts(model, data, banked), embed_videos(model, data)
+    text, video = embed_texts(model, validation, asked), embed_videos(model, validation, np.arange(len(validation)))
+    bank, videos, targets = _captions_and_videos(model, data)
 
     def score(beta: float) -> float:
-        levelled = QueryBank(bank, beta=beta).levelled(own, data.targets[banked])
+        levelled = QueryBank(bank, beta=beta).levelled(videos, targets)
         found = evaluate(text, video, validation.targets[asked], bank=levelled)
         return found.text_to_video.geometric_mean
 
@@ -59,19 +58,25 @@ def choose_beta(model: CEModel, data: VideoTensors, validation: VideoTensors | N
 
 def make_bank(model: CEModel, data: VideoTensors, beta: float) -> QueryBank:
     """The bank of a data set's captions, on the CPU, with the identity of the model."""
-    captions = some_captions(data, MOST_IN_BANK)
-    text, video = embed_texts(model, data, captions), embed_videos(model, data)
-    levelled = QueryBank(text, beta=beta).levelled(video, data.targets[captions])
+    text, videos, targets = _captions_and_videos(model, data)
+    levelled = QueryBank(text, beta=beta).levelled(videos, targets)
     weights = {name: x.detach().cpu() for name, x in model.state_dict().items()}
     identity = ModelIdentity(json.dumps(model.config.to_dict()), fingerprint(weights))
     embds = {name: x.cpu() for name, x in text.embds.items()}
     return replace(levelled, text=TextEmbeddings(embds, text.weights.cpu(), model=identity))
 
 
+def _captions_and_videos(model: CEModel, data: VideoTensors) -> tuple[TextEmbeddings, VideoEmbeddings, np.ndarray]:
+    """The captions of a bank, the videos that they describe, and the row of each caption's video among these."""
+    captions = some_captions(data, MOST_IN_BANK)
+    videos, targets = np.unique(data.targets[captions], return_inverse=True)
+    return embed_texts(model, data, captions), embed_videos(model, data, videos), targets
+
+
 def write_bank(path: Path, bank: QueryBank) -> None:
     """Write a bank with method "qb", its embeddings in half precision, and its levels where it has any."""
     tensors = {f"embds.{name}": as_tensor(x).half().contiguous() for name, x in bank.text.embds.items()}
-    tensors |= {} if bank.levels is None else {"levels": as_tensor(bank.levels).float()}
+    tensors |= {} if bank.levels is None else {"levels": as_tensor(bank.levels)}
     model = bank.text.model
     content = {"beta": bank.beta, "experts": list(bank.text.embds), "config": model.config, "weights": model.weights}
     with replacing(path, SafetensorError) as temporary:
@@ -97,7 +102,7 @@ def read_bank(path: str | Path) -> QueryBank:
                 embds, _as_float(file.get_tensor("weights")),
                 model=ModelIdentity(content["config"], content["weights"]),
             )  # fmt: skip
-            levels = file.get_tensor("levels").numpy() if "levels" in file.keys() else None  # noqa: SIM118
+            levels = _as_float(file.get_tensor("levels")) if "levels" in file.keys() else None  # noqa: SIM118
             return QueryBank(text, beta=content["beta"], levels=levels)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a complete query bank: {error}") from error

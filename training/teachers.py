@@ -39,7 +39,7 @@ def _scores(weights: Path, dataset: CaptionedVideos) -> np.ndarray:
     model = model_of(dict(read_weights(weights)), config)
     videos = VideoTensors(dataset, config, "teacher")
     text = embed_texts(model, videos, np.arange(len(dataset.tokens)))
-    return as_numpy(similarity(text, embed_videos(model, videos)))
+    return as_numpy(similarity(text, embed_videos(model, videos, np.arange(len(videos)))))
 
 
 def drop_captions(dataset: CaptionedVideos, share: float) -> CaptionedVideos:

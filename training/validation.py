@@ -26,7 +26,8 @@ def evaluate_model(model: CEModel, data: VideoTensors) -> Evaluation:
     """Figures of a set's videos and captions, in evaluation mode; of more than 1,000 captions, of so many."""
     model.eval()
     captions = some_captions(data, MOST_CAPTIONS)
-    return evaluate(embed_texts(model, data, captions), embed_videos(model, data), data.targets[captions])
+    video = embed_videos(model, data, np.arange(len(data)))
+    return evaluate(embed_texts(model, data, captions), video, data.targets[captions])
 
 
 def to_columns(evaluation: Evaluation) -> dict[str, float]:
@@ -53,16 +54,17 @@ def some_captions(data: VideoTensors, most: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def embed_videos(model: CEModel, data: VideoTensors) -> VideoEmbeddings:
-    """Embeddings of all videos of a set."""
+def embed_videos(model: CEModel, data: VideoTensors, videos: np.ndarray) -> VideoEmbeddings:
+    """Embeddings of the videos in these rows."""
     names, device = model.config.expert_names, next(model.parameters()).device
+    rows = torch.from_numpy(videos)
     parts = [
         model.encode_video(
-            {name: data.features[name][rows].to(device) for name in names}, data.available[rows].to(device)
+            {name: data.features[name][part].to(device) for name in names}, data.available[part].to(device)
         )
-        for rows in slices(len(data), ROWS_AT_ONCE)
+        for part in rows.split(ROWS_AT_ONCE)
     ]
-    return VideoEmbeddings({name: torch.cat([embds[name] for embds in parts]) for name in names}, data.available)
+    return VideoEmbeddings({name: torch.cat([embds[name] for embds in parts]) for name in names}, data.available[rows])
 
 
 @torch.no_grad()

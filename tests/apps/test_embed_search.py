@@ -127,13 +127,15 @@ def test_embed_calibrates_with_the_bank_of_the_weights(folder):
     features = read_features(folder / "features.lance")
     bank = op.encode_text(np.random.default_rng(1).standard_normal((40, 5, 6)).astype(np.float32))
     query = op.encode_text(np.random.default_rng(2).standard_normal((9, 5, 6)).astype(np.float32))
-    write_bank(folder / "bank.safetensors", QueryBank(bank, beta=5.0))
+    levels = np.linspace(0, 1, 40, dtype=np.float32)
+    write_bank(folder / "bank.safetensors", QueryBank(bank, beta=5.0, levels=levels))
     bulk_embed(folder / "features.lance", folder / "w.safetensors", folder / "videos.lance")
     with VideoIndex(folder / "plain.lance") as plain, VideoIndex(folder / "videos.lance") as index:
         kept = features[np.flatnonzero(features.available.any(1))]
         plain.add(kept.ids, op.encode_video(kept.experts, kept.ind))
-        plain.calibrate(read_bank(folder / "bank.safetensors").text, beta=5.0)
+        plain.calibrate(read_bank(folder / "bank.safetensors").text, beta=5.0, levels=levels)
         np.testing.assert_array_equal(index.search(query, k=9).ids, plain.search(query, k=9).ids)
+        np.testing.assert_allclose(index.search(query, k=9).scores, plain.search(query, k=9).scores, atol=1e-6)
         corrected = index.search(query, k=9).ids
         index.calibrate(None)
         assert (corrected != index.search(query, k=9).ids).any()

@@ -115,7 +115,9 @@ def corrected(text, video, bank):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"beta": 2.0}, {"method": "nnn", "k": 3}, {"levels": np.linspace(-0.5, 0.5, 40)}], ids=list
+    "settings",
+    [{}, {"beta": 2.0}, {"method": "nnn", "k": 3}, {"levels": np.linspace(0, 1, 40) ** 2}],
+    ids=lambda settings: ", ".join(settings),
 )
 def test_query_banks(empty, settings):
     """For videos that are added before and after, on any number of requests, and by other clients."""

@@ -11,6 +11,7 @@ from collaborative_experts.retrieval.normalise import PUBLISHED_BETA
 from collaborative_experts.training import bank as banks
 from collaborative_experts.training.bank import BETAS, bank_beside, choose_beta, read_bank, write_bank
 from collaborative_experts.training.data import VideoTensors
+from collaborative_experts.training.validation import embed_videos
 from helpers import QUICK, TRAINABLE, captioned, untrained
 
 
@@ -67,18 +68,28 @@ def test_of_many_captions_some_are_in_the_bank(monkeypatch, tmp_path):
     assert bank.beta == PUBLISHED_BETA  # there was nothing to choose it by
 
 
-def test_beta_is_the_best_of_the_validation(monkeypatch):
-    scores = {14.0: 1.0, 20.0: 2.0, 28.0: 3.0}
+@pytest.mark.parametrize("best", BETAS)
+def test_beta_is_the_best_of_the_validation(best, monkeypatch):
+    """With levels of that beta in the bank."""
+    found = []
 
     class Found:
         def __init__(self, beta):
             self.text_to_video = self
-            self.geometric_mean = scores[beta]
+            self.geometric_mean = float(beta == best)
 
-    monkeypatch.setattr(banks, "evaluate", lambda *_, bank: Found(bank.beta))
+    def evaluated(*_, bank):
+        found.append(bank)
+        return Found(bank.beta)
+
+    monkeypatch.setattr(banks, "evaluate", evaluated)
     model = package.model.cenet.CEModel(TRAINABLE)
     data = VideoTensors(captioned(8), TRAINABLE, "data")
-    assert choose_beta(model, data, data) == 28.0
+    assert choose_beta(model, data, data) == best
+    videos = embed_videos(model, data, np.arange(8))
+    for bank in found:
+        np.testing.assert_allclose(bank.levels, bank.levelled(videos, data.targets).levels, atol=1e-6)
+    assert len({float(bank.levels[0]) for bank in found}) == len(BETAS)
 
 
 def test_banks_that_are_refused(trained, tmp_path):
