@@ -69,8 +69,9 @@ def make_bank(model: CEModel, data: VideoTensors, beta: float) -> QueryBank:
 def _captions_and_videos(model: CEModel, data: VideoTensors) -> tuple[TextEmbeddings, VideoEmbeddings, np.ndarray]:
     """The captions of a bank, the videos that they describe, and the row of each caption's video among these."""
     captions = some_captions(data, MOST_IN_BANK)
-    videos, targets = np.unique(data.targets[captions], return_inverse=True)
-    return embed_texts(model, data, captions), embed_videos(model, data, videos), targets
+    targets = data.targets[captions]
+    videos = np.union1d(targets, [0, 1])  # two at least, were all captions of the bank about one
+    return embed_texts(model, data, captions), embed_videos(model, data, videos), np.searchsorted(videos, targets)
 
 
 def write_bank(path: Path, bank: QueryBank) -> None:

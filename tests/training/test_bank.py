@@ -37,6 +37,16 @@ def test_the_bank_is_the_training_captions_by_the_written_weights(trained):
     np.testing.assert_allclose(bank.levels, levelled.levels, atol=1e-5)
 
 
+def test_a_bank_about_one_video(monkeypatch):
+    """Of two videos, where few captions are taken; levels need another one."""
+    monkeypatch.setattr(banks, "MOST_IN_BANK", 2)
+    data, rows = captioned(2), [0, 2, 3, 1]
+    data = package.CaptionedVideos(data.features, data.targets[rows], data.tokens[rows])
+    model = package.model.cenet.CEModel(TRAINABLE)
+    bank = banks.make_bank(model, VideoTensors(data, TRAINABLE, "data"), 20.0)
+    assert np.isfinite(bank.levels).all()
+
+
 def test_a_bank_without_levels(trained, tmp_path):
     """As earlier versions wrote them."""
     bank = read_bank(trained[2])
