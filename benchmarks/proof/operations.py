@@ -201,7 +201,8 @@ class Index(Operation):
         elif kind == "delete":
             index.delete(_chosen(rng, number))
         elif kind == "calibrate":
-            index.calibrate(None if rng.random() < 0.2 else _texts(number))
+            bank = _bank(number)
+            index.calibrate(None if rng.random() < 0.2 else bank.text, levels=bank.levels)
         else:
             index.optimise()
 
@@ -221,7 +222,7 @@ class Index(Operation):
                 return False
             scores = similarity(_texts(-1), expected)
             if state.bank is not None:
-                scores = scores - QueryBank(_texts(state.bank)).biases(expected)
+                scores = scores - _bank(state.bank).biases(expected)
             found = index.search(_texts(-1), IDS)
             return bool(np.abs(found.scores + np.sort(-scores, axis=1)).max() < 1e-6)
 
@@ -246,6 +247,12 @@ def _texts(number: int) -> TextEmbeddings:
     rows = rng.standard_normal((EXPERTS, 12, DIM), dtype=np.float32)
     weights = rng.dirichlet(np.ones(EXPERTS), 12).astype(np.float32)
     return TextEmbeddings({f"expert {m}": rows[m] for m in range(EXPERTS)}, weights)
+
+
+def _bank(number: int) -> QueryBank:
+    """The bank of a piece; that of every second one has levels."""
+    texts = _texts(number)
+    return QueryBank(texts, levels=np.linspace(0, 1, len(texts)) if number % 2 else None)
 
 
 # --- features and embeddings --------------------------------------------------------------------------------
