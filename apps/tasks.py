@@ -60,11 +60,10 @@ class Pool:
     def __post_init__(self) -> None:
         if self.address is not None and "://" in self.address:  # Ray Data does not run through Ray's client
             raise ValueError(f"ray: expected 'auto' or host:port, and a node to run on; got {self.address!r}")
-        for name in ("actors", "cpus"):
-            if getattr(self, name) is not None:
-                set_size(self, name, name)
-        if not isinstance(self.gpus, int) or self.gpus < 0:
-            raise ValueError(f"gpus: expected an integer of at least 0, got {self.gpus!r}")
+        if self.actors is not None:
+            set_size(self, "actors", "actors")
+        set_size(self, "cpus", "cpus")
+        set_size(self, "gpus", "gpus", least=0)
 
 
 def add_pool_arguments(parser: argparse.ArgumentParser) -> None:

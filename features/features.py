@@ -32,7 +32,7 @@ from typing import Self
 
 import numpy as np
 
-from ..base.checks import check_unique, nearest, video_id
+from ..base.checks import check_size, check_unique, nearest, video_id
 from ..base.config import CEConfig, ExpertConfig
 from ..base.dependencies import extra
 from .expert_reader import ExpertFeatures, ExpertReader
@@ -125,9 +125,7 @@ def iter_features(
 
     Args and errors are those of `read_features`. The joined batches are its result.
     """
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size: expected an integer of at least 1, got {batch_size!r}")
-    batch_size = int(batch_size)  # one of NumPy's overflows
+    batch_size = check_size(batch_size, "batch_size")
     tqdm = extra("tqdm", "features").tqdm
     with FeatureReader(files, config) as reader:
         wanted = reader.ids if ids is None else _to_ids(ids)

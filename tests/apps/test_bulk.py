@@ -176,17 +176,23 @@ def test_shards_are_whole(tables, error, joined):
 
 
 @pytest.mark.parametrize(
-    ("settings", "error"),
+    ("settings", "error", "message"),
     [
-        ({"actors": 0}, "actors: expected"),
-        ({"cpus": 0}, "cpus: expected"),
-        ({"gpus": -1}, "gpus: expected"),
-        ({"address": "ray://head:10001"}, "ray: expected 'auto' or host:port"),
+        ({"actors": 0}, ValueError, "actors: expected at least 1"),
+        ({"cpus": 0}, ValueError, "cpus: expected at least 1"),
+        ({"cpus": None}, TypeError, "cpus: expected an integer"),
+        ({"gpus": -1}, ValueError, "gpus: expected at least 0"),
+        ({"gpus": True}, TypeError, "gpus: expected an integer"),
+        ({"address": "ray://head:10001"}, ValueError, "ray: expected 'auto' or host:port"),
     ],
 )
-def test_pool_refuses(settings, error):
-    with pytest.raises(ValueError, match=error):
+def test_pool_refuses(settings, error, message):
+    with pytest.raises(error, match=message):
         Pool(**settings)
+
+
+def test_pool_takes_integers_of_numpy():
+    assert Pool(actors=np.int64(2), cpus=np.int64(3), gpus=np.int64(1)) == Pool(actors=2, cpus=3, gpus=1)
 
 
 def test_clips_that_are_known_are_not_made_again(media, tmp_path):

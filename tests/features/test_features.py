@@ -103,7 +103,8 @@ BAD = {
     "four axes": ({"a": np.ones((1, 2, 3)), "b": np.ones((2, 3))}, {}, ValueError, r"expected \(dim,\) or tokens \(N, dim\), got \(1, 2, 3\)"),
     "ids of a wrong type": ({"a": np.ones(5)}, {"ids": [1.5]}, TypeError, "ids: expected text or integers, got 1.5"),
     "ids that are one text": ({"a": np.ones(5)}, {"ids": "video7"}, TypeError, "ids: expected a list of ids, got 'video7'"),
-    "a batch of none": ({"a": np.ones(5)}, {"batch_size": 0}, ValueError, "batch_size: expected an integer of at least 1"),
+    "a batch of none": ({"a": np.ones(5)}, {"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
+    "a batch of True": ({"a": np.ones(5)}, {"batch_size": True}, TypeError, "batch_size: expected an integer, got True"),
 }  # fmt: skip
 
 
