@@ -24,6 +24,9 @@ from .report import write_report
 from .report_run import QUERIES, encode_captions, report_run
 from .run_file import TEST, Run, add_run_arguments
 
+WITH_BANK = "all, with bank"
+"""The figures with all experts, corrected by the query bank."""
+
 
 def evaluate_run(
     path: str | Path,
@@ -84,7 +87,7 @@ def ablate(op: CollaborativeExperts, dataset: CaptionedVideos, bank: QueryBank |
     video = op.encode_video(features.experts, features.ind)
     found = {"all experts": evaluate(text, video, dataset.targets)}
     if bank is not None:
-        found["all, with bank"] = evaluate(text, video, dataset.targets, bank=bank)
+        found[WITH_BANK] = evaluate(text, video, dataset.targets, bank=bank)
     if len(names) > 1:
         found |= {f"only {name}": with_experts([name]) for name in names}
         found |= {f"without {name}": with_experts([other for other in names if other != name]) for name in names}

@@ -42,7 +42,7 @@ from collaborative_experts import (
     read_captions,
     read_features,
 )
-from collaborative_experts.apps.evaluate import ablate
+from collaborative_experts.apps.evaluate import WITH_BANK, ablate
 from collaborative_experts.apps.run_file import MODEL, SEQUENCE, TEXT
 from collaborative_experts.model.cenet import Standardise
 from collaborative_experts.retrieval.evaluation import Evaluation, evaluate_scores
@@ -56,8 +56,6 @@ from helpers import towhee_dict
 FIGURES = ("r1", "r5", "r10", "median_rank", "geometric_mean")
 HELD_OUT = 0.15
 """Share of the training videos by which the number of steps is found, as in a run file."""
-
-WITH_BANK = "all, with bank"
 
 COST_BATCH = 256
 """Where a recipe lets the data choose."""
@@ -165,7 +163,7 @@ def show(name: str, found: list[dict[str, float]]) -> None:
 
 
 def figures_of(corpus: Corpus, recipe: Recipe, seed: int, epochs: int | None) -> dict[str, dict[str, float]]:
-    """Train, and evaluate with all experts, with the query bank, and with each expert alone."""
+    """Figures on the test videos, text to video."""
     found = evaluations(recipe, corpus(*recipe.splits), corpus("test"), seed, epochs)
     return {name: evaluation.to_dict()["text_to_video"] for name, evaluation in found.items()}
 
@@ -173,6 +171,7 @@ def figures_of(corpus: Corpus, recipe: Recipe, seed: int, epochs: int | None) ->
 def evaluations(
     recipe: Recipe, data: CaptionedVideos, test: CaptionedVideos, seed: int, epochs: int | None
 ) -> dict[str, Evaluation]:
+    """Train, and evaluate with all experts, with the query bank, and with each expert alone."""
     with tempfile.TemporaryDirectory() as folder:
         op = fit(recipe, data, folder, seed, epochs)
         return ablate(op, test, bank_beside(Path(folder) / BEST, op.identity))

@@ -137,7 +137,8 @@ class QueryBank:
             raise ValueError(f"targets: expected {len(self.text)} integers, one a text, got {own.shape} of {own.dtype}")
         if own.min() < -1 or own.max() >= len(videos):
             raise ValueError(f"targets: expected rows from -1 to {len(videos) - 1}, got {own.min()} to {own.max()}")
-        levels = _log_mean_exp(score_tiles(self.text, videos), torch.from_numpy(own.astype(np.int64)), self.beta)
+        own_videos = torch.from_numpy(own.astype(np.int64))
+        levels = _log_mean_exp(score_tiles(self.text, videos), own_videos, len(videos), self.beta)
         _check_finite(levels)
         return replace(self, levels=levels.numpy())
 
@@ -211,17 +212,16 @@ def _log_sum_exp(tiles: Tiles, videos: int, beta: float, levels: np.ndarray | No
     return total / beta
 
 
-def _log_mean_exp(tiles: Tiles, own: Tensor, beta: float) -> Tensor:
+def _log_mean_exp(tiles: Tiles, own: Tensor, videos: int, beta: float) -> Tensor:
     """log(mean over videos of exp(beta * score)) / beta of each text without its own video, (N,) float64."""
     total = torch.full((len(own),), -torch.inf, dtype=torch.float64, device="cpu")
-    count = torch.zeros(len(own), dtype=torch.float64, device="cpu")
     for rows, columns, tile in tiles:
         numbers = torch.arange(columns.start, columns.stop, device="cpu")
         is_own = (own[rows, None] == numbers).to(tile.device)
         scores = (tile * beta).masked_fill(is_own, -torch.inf)
         total[rows] = total[rows].logaddexp(scores.logsumexp(1).double().cpu())
-        count[rows] += (~is_own).sum(1).double().cpu()
-    return (total - count.log()) / beta
+    others = videos - (own >= 0).double()
+    return (total - others.log()) / beta
 
 
 def _mean_of_highest(tiles: Tiles, videos: int, k: int) -> Tensor:

@@ -72,14 +72,14 @@ def _card(folder: Path) -> str:
     data, training = notes["data"], notes["training"]
     encoder = notes.get("encoder", {}).get("name", "not known")
     refit = notes.get("refit")
+    linear = refit.get("linear") if refit else None
     rows = "\n".join(
         f"| {expert.name} | {expert.dim} | {_form(expert)} | {data['videos_with'][expert.name] / data['videos']:.0%} |"
         for expert in config.experts
     )
     last = (
         f"{refit['members']} models, each of {refit['steps']} steps on all videos, joined to one"
-        + _linear(refit.get("linear"))
-        + _weighing(refit.get("linear") or {})
+        + (_linear(linear) + _weighing(linear) if linear else "")
         if refit
         else f"the best validation's weights, of step {notes['metrics']['step']}"
     )
@@ -102,10 +102,8 @@ def _form(expert: ExpertConfig) -> str:
     return ("sequence" if expert.variable else "vector") + (" of probabilities" if expert.logarithm else "")
 
 
-def _linear(choice: Mapping[str, float] | None) -> str:
+def _linear(choice: Mapping[str, float]) -> str:
     """The part of the linear model, and what validation found of it beside one of the others."""
-    if choice is None:
-        return ""
     if not choice["count"]:
         return "; a linear model brought nothing on the validation videos, and is left out"
     return (
