@@ -101,7 +101,11 @@ def form(config: CEConfig) -> str:
         if config.mimic_ce_dims
         else "mixture of embedding experts"
     )
-    return kind + (", equal weights" if config.freeze_weights else "")
+    return (
+        kind
+        + (", equal weights" if config.freeze_weights else "")
+        + (f", {config.summed_dim} numbers summed over experts" if config.summed_dim else "")
+    )
 
 
 def _figures(row: Mapping[str, float]) -> str:

@@ -137,6 +137,9 @@ class CEConfig:
         freeze_weights: every expert has the weight 1/M instead of one predicted from the text.
         standardise: features are raw, and brought to mean 0 and deviation 1 with what training learned of them; of
             experts with `logarithm` their logarithms are.
+        summed_dim: of MoEE with reduced dimensions (`mimic_ce_dims`), so many of the last numbers of an expert's
+            reduced vector are the sum over the video's available experts. It is taken before vectors are brought to
+            length 1, so that an expert that says much counts more (`training.linear`). The paper's models have none.
     """
 
     experts: tuple[ExpertConfig, ...]
@@ -152,6 +155,7 @@ class CEConfig:
     num_h_layers: int = 0
     freeze_weights: bool = False
     standardise: bool = False
+    summed_dim: int = 0
 
     def __post_init__(self) -> None:
         if not self.experts:
@@ -170,8 +174,11 @@ class CEConfig:
         set_size(self, "shared_dim", "config: shared_dim", most=LARGEST)
         set_size(self, "num_g_layers", "config: num_g_layers", most=MOST_LAYERS)
         set_size(self, "num_h_layers", "config: num_h_layers", least=0, most=MOST_LAYERS)
+        set_size(self, "summed_dim", "config: summed_dim", least=0, most=self.shared_dim)
         for name in (entry.name for entry in fields(self) if entry.type == "bool"):
             set_flag(self, name, f"config: {name}")
+        if self.summed_dim and (self.use_ce or not self.mimic_ce_dims):
+            raise ValueError('config: summed_dim is for mimic_ce_dims with use_ce ""')
         if self.shares_dim:
             for expert in self.experts:
                 if expert.output_dim not in (None, self.shared_dim):
@@ -234,11 +241,13 @@ class CEConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The short form, fit for JSON: `CEConfig.from_dict(config.to_dict()) == config`. It is a part of a model's
-        identity, and has what was added later, `logarithm`, only where it is true."""
+        identity, and has what was added later, `logarithm` and `summed_dim`, only where it is not false or 0."""
         short = asdict(self)
         for expert in short["experts"]:
             if not expert["logarithm"]:
                 del expert["logarithm"]
+        if not self.summed_dim:
+            del short["summed_dim"]
         short["experts"] = {expert.pop("name"): expert for expert in short["experts"]}
         return short
 

@@ -62,6 +62,10 @@ def _add_video_side(graph: Graph, config: CEConfig, parameters: Parameters) -> N
     inputs = [
         _project(graph, config, i, parameters, x, at) for i, (x, at) in enumerate(zip(features, there, strict=True))
     ]
+    if config.summed_dim:
+        inputs = _sum_available(graph, config, inputs, there)
+    if config.shares_dim:
+        inputs = [graph.normalise(x) for x in inputs]
     pairs = _Pairs(graph, config, parameters, available, inputs) if config.use_ce else None
     for i, (x, at) in enumerate(zip(inputs, there, strict=True)):
         expert = config.experts[i].name
@@ -79,8 +83,20 @@ def _project(graph: Graph, config: CEConfig, i: int, parameters: Parameters, x: 
     if expert.variable:
         x = _pool(graph, parameters, f"pooling.{expert.name}", expert.clusters, x)
     first = f"ce.video_dim_reduce.{i}.fc" if config.shares_dim else f"ce.video_GU.{i}.fc"
-    y = graph.linear(x, *parameters.linear(first, tokens=expert.clusters))
-    return graph.normalise(y) if config.shares_dim else y
+    return graph.linear(x, *parameters.linear(first, tokens=expert.clusters))
+
+
+def _sum_available(graph: Graph, config: CEConfig, inputs: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The experts' vectors (B, D), whose last numbers are the sum over a video's experts; a missing one's stay."""
+    border, last_axis, own, last = graph.axes(config.shared_dim - config.summed_dim), graph.axes(1), [], []
+    for x in inputs:
+        own.append(graph.add("Slice", x, graph.axes(0), border, last_axis))
+        last.append(graph.add("Slice", x, border, graph.axes(config.shared_dim), last_axis))
+    total = graph.add("Sum", *(graph.add("Where", at, x, graph.number(0)) for x, at in zip(last, there, strict=True)))
+    return [
+        graph.add("Concat", x, graph.add("Where", at, total, y), axis=1)
+        for x, y, at in zip(own, last, there, strict=True)
+    ]
 
 
 def _clean(graph: Graph, expert: ExpertConfig, parameters: Parameters | None, x: str, there: str) -> str:

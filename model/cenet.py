@@ -163,6 +163,8 @@ class CEModel(nn.Module):
             pooled[expert.name] = self.pooling._modules[expert.name](x) if expert.variable else x
         if self.config.concat_experts:
             return {CONCAT: _padded(torch.cat(list(pooled.values()), dim=1), self.config)}
+        if self.config.summed_dim:
+            return self._embed_with_sum(pooled, available)
         ind = dict(zip(pooled, available.to(next(iter(pooled.values())).dtype).unbind(1), strict=True))
         embds = self.ce(None, pooled, ind, None)["embeddings"]
         if "star" in self.config.use_ce:
@@ -170,6 +172,15 @@ class CEModel(nn.Module):
             nothing = ~available.any(1, keepdim=True)
             embds = {name: embd.masked_fill(nothing, 0) for name, embd in embds.items()}
         return dict(embds)
+
+    def _embed_with_sum(self, pooled: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
+        """What CENet does without pairs, but for the sum in the last numbers of the reduced vectors."""
+        reduced = [unit.fc(x) for unit, x in zip(self.ce.video_dim_reduce, pooled.values(), strict=True)]
+        x, there = torch.stack(reduced, dim=1), available.unsqueeze(2)  # (B, M, D), (B, M, 1)
+        own, last = x.tensor_split([-self.config.summed_dim], dim=2)
+        total = last.masked_fill(~there, 0).sum(1, keepdim=True)
+        x = nn.functional.normalize(torch.cat([own, torch.where(there, total, last)], dim=2), dim=2)
+        return {name: unit(x[:, i]) for i, (name, unit) in enumerate(zip(pooled, self.ce.video_GU, strict=True))}
 
     def encode_text(self, tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Token embeddings (T, W, dim) -> embeddings (T, D) per expert, expert weights (T, M) that sum to 1."""

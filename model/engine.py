@@ -94,9 +94,10 @@ class VideoEngine:
         self._dims = config.output_dims
         self._experts = [_VideoExpert(config, i, parameters) for i in range(len(config.experts))]
         self._g = PairFunction(config, parameters) if config.use_ce else None
+        self._summed_dim, self._normalises = config.summed_dim, config.shares_dim
         self._graphs = Graphs() if parameters.device.type == "cuda" else None
         with torch.no_grad():
-            self._absent = [expert.absent_embedding() for expert in self._experts]
+            self._absent = [expert.gate(self._normalise(expert.absent()))[0].clone() for expert in self._experts]
 
     def __call__(self, features: Mapping[str, Tensor], available: Tensor) -> dict[str, Tensor]:
         """Features (B, dim) or (B, N, dim), availability (B, M) bool -> {expert: (B, D)} float32."""
@@ -119,6 +120,9 @@ class VideoEngine:
             expert.project(features[i] if at is None else features[i][at])
             for i, expert, at in zip(present, experts, rows, strict=True)
         ]
+        if self._summed_dim and present:
+            self._sum_available(inputs, rows, size)
+        inputs = [self._normalise(x) for x in inputs]
         pairs: AllPairs | AvailablePairs | None = None
         if self._g and present:
             there, complete = available[:, present], all(at is None for at in rows)
@@ -132,12 +136,31 @@ class VideoEngine:
         """The same with everything computed, so that all sizes follow from those of the arguments."""
         size, there = len(available), available.unbind(1)
         inputs = [expert.project(x, at) for expert, x, at in zip(self._experts, features, there, strict=True)]
+        if self._summed_dim:
+            last = [x[:size, -self._summed_dim :] for x in inputs]
+            total = torch.stack([x * at.unsqueeze(1) for x, at in zip(last, there, strict=True)]).sum(0)
+            for x in last:
+                x.copy_(total)  # of a missing expert nothing is read below
+        inputs = [self._normalise(x) for x in inputs]
         pairs = self._g.all_pairs(inputs, size, available) if self._g else None
         gated = self._gate(self._experts, inputs, pairs)
         return [
             torch.where(at.unsqueeze(1), embd[:size], absent)
             for at, embd, absent in zip(there, gated, self._absent, strict=True)
         ]
+
+    def _sum_available(self, inputs: Sequence[Tensor], rows: Sequence[Tensor | None], size: int) -> None:
+        """Put the sum over a video's experts into the last numbers of their vectors; `rows` as experts have them."""
+        last = [x[:, -self._summed_dim :] for x in inputs]
+        total = last[0].new_zeros(size, self._summed_dim)
+        for x, at in zip(last, rows, strict=True):
+            total = total + x[:size] if at is None else total.index_add_(0, at, x[: len(at)])
+        for x, at in zip(last, rows, strict=True):
+            x[: size if at is None else len(at)] = total if at is None else total[at]
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        """Reduced vectors (n, D) at length 1; those of experts that are not reduced as they are."""
+        return normalise(x.float()).to(x.dtype) if self._normalises else x
 
     def _gate(
         self, experts: Sequence[_VideoExpert], inputs: Sequence[Tensor], pairs: AllPairs | AvailablePairs | None
@@ -162,7 +185,6 @@ class _VideoExpert:
         self._dim, self._dtype, self._device = expert.dim, parameters.dtype, parameters.device
         self._standardise = parameters.standardise(expert) if config.standardise else None
         self._pool = Pooling(parameters, f"pooling.{expert.name}", expert.clusters) if expert.variable else None
-        self._normalises = config.shares_dim
         unit = f"ce.video_GU.{i}"
         first = f"ce.video_dim_reduce.{i}.fc" if config.shares_dim else f"{unit}.fc"
         self._first = parameters.pack(*parameters.linear(first, tokens=expert.clusters))
@@ -182,11 +204,7 @@ class _VideoExpert:
             x = self._standardise(x)
         if there is not None:
             x = x.masked_fill(~there.view(-1, *[1] * (x.ndim - 1)), 0)
-        return self._project(x if self._pool else x.to(self._dtype))
-
-    def _project(self, x: Tensor) -> Tensor:
-        y = self._first(spare_rows(self._pool(x) if self._pool else x))
-        return normalise(y.float()).to(y.dtype) if self._normalises else y
+        return self._first(spare_rows(self._pool(x) if self._pool else x.to(self._dtype)))
 
     def gate(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Context gating (paper, eq. 5), with the mask that the pairs give: (n, D) -> (n, D) float32 of length 1."""
@@ -195,10 +213,12 @@ class _VideoExpert:
             gate.addcmul_(mask, self._mask_scale)
         return normalise(gate.sigmoid_().mul_(x).float())
 
-    def absent_embedding(self) -> Tensor:
-        """What CENet gives for a missing expert, (D,): zeros through the biases, no pairs."""
+    def absent(self) -> Tensor:
+        """What CENet makes of a missing expert's zeros: (1, D), and spare rows below."""
         size = (1, self._dim) if self._pool is None else (1, 1, self._dim)
-        return self.gate(self._project(torch.zeros(size, device=self._device, dtype=self._dtype)))[0].clone()
+        return self.project(
+            torch.zeros(size, device=self._device), torch.zeros(1, dtype=torch.bool, device=self._device)
+        )
 
 
 class TextEngine:

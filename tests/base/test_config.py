@@ -99,9 +99,15 @@ def test_round_trip_through_json(experts, use_ce, switches, layers, shared_dim):
     assert CEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_models_from_before_logarithms_have_their_identity():
+def test_models_from_before_logarithms_and_sums_have_their_identity():
     """It is the config as JSON. An index holds that of its model."""
-    assert "logarithm" not in json.dumps(MSRVTT.to_dict())
+    assert not {"logarithm", "summed_dim"} & set(json.dumps(MSRVTT.to_dict()).split('"'))
+
+
+def test_round_trip_of_what_is_summed():
+    config = CEConfig.from_dict(short(use_ce="", mimic_ce_dims=True, shared_dim=8, summed_dim=8))
+    assert config.summed_dim == 8
+    assert CEConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int8])
@@ -148,6 +154,13 @@ BAD = {
         short(experts={"a": {"dim": 3, "logarithm": "yes"}}),
         TypeError,
         "config: experts['a'], logarithm: expected True or False, got 'yes'",
+    ),
+    "a sum of pairs": (short(summed_dim=2), ValueError, 'config: summed_dim is for mimic_ce_dims with use_ce ""'),
+    "a sum of all sizes": (short(use_ce="", summed_dim=2), ValueError, "config: summed_dim is for mimic_ce_dims"),
+    "a sum of too many": (
+        short(use_ce="", mimic_ce_dims=True, shared_dim=8, summed_dim=9),
+        ValueError,
+        "config: summed_dim: expected at most 8, got 9",
     ),
     "text clusters": (short(text={"clusters": -1}), ValueError, "config: text, clusters: expected at least 0, got -1"),
     "text key": (short(text={"dimension": 3}), ValueError, "config: text: unknown key 'dimension'"),

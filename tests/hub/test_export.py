@@ -19,8 +19,11 @@ from helpers import FORMS, MISSING, ORDERS, SMALL, availability, cenet, fills, r
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-EXPORTABLE = [form for form in FORMS if supports(replace(SMALL, **FORMS[form]))] + ["pairwise-relu"]
-ALL_FORMS = FORMS | {"pairwise-relu": {"use_mish": False, "use_bn_reason": False}}
+ALL_FORMS = FORMS | {
+    "pairwise-relu": {"use_mish": False, "use_bn_reason": False},
+    "summed": {"use_ce": "", "mimic_ce_dims": True, "summed_dim": 5},
+}
+EXPORTABLE = [form for form in ALL_FORMS if supports(replace(SMALL, **ALL_FORMS[form]))]
 
 
 def session(path):

@@ -20,6 +20,7 @@ from collaborative_experts.model.kernels import negated_mish
 from helpers import SMALL, cenet, cosines, largest_difference, random_inputs
 
 CPU = torch.device("cpu")
+SUMMED = replace(SMALL, use_ce="", mimic_ce_dims=True, summed_dim=5)
 
 
 def pair(config, dtype="float32", **settings):
@@ -64,9 +65,10 @@ def worst(engine, reference, features, available, tokens):
 
 @pytest.mark.parametrize("videos", [1, 2, 64, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 700])
 @pytest.mark.parametrize("share_missing", [0, 0.4, 0.95])
-def test_across_chunk_borders(videos, share_missing):
-    engine, reference = pair(SMALL)
-    assert worst(engine, reference, *clean(SMALL, videos, share_missing)) < 1e-6
+@pytest.mark.parametrize("config", [SMALL, SUMMED], ids=["pairwise", "summed"])
+def test_across_chunk_borders(config, videos, share_missing):
+    engine, reference = pair(config)
+    assert worst(engine, reference, *clean(config, videos, share_missing)) < 1e-6
 
 
 experts_of_any_kind = st.lists(
@@ -88,22 +90,52 @@ experts_of_any_kind = st.lists(
         }
     ),
     num_g_layers=st.integers(1, 4),
+    summed_dim=st.integers(0, 8),
     videos=st.integers(1, 9),
     share_missing=st.sampled_from([0, 0.3, 0.7, 1]),
     seed=st.integers(0, 99),
 )
-def test_any_model(experts, use_ce, switches, num_g_layers, videos, share_missing, seed):
+def test_any_model(experts, use_ce, switches, num_g_layers, summed_dim, videos, share_missing, seed):
     config = CEConfig(
         experts=tuple(ExpertConfig(name, dim, clusters) for dim, clusters, name in experts),
         text=TextConfig(dim=5, clusters=2, ghost_clusters=seed % 3),
         shared_dim=8,
         use_ce=use_ce,
         num_g_layers=num_g_layers,
+        summed_dim=summed_dim if switches["mimic_ce_dims"] and not use_ce else 0,
         **switches,
     )
     assert supports(config)
     engine, reference = pair(config)
     assert worst(engine, reference, *clean(config, videos, share_missing, seed)) < 1e-5
+
+
+def test_the_last_numbers_are_summed_over_the_experts_of_a_video():
+    """As the config says, in plain numpy."""
+    experts = tuple(ExpertConfig(name, dim) for name, dim in (("a", 3), ("b", 5), ("c", 4)))
+    config = replace(SUMMED, experts=experts, shared_dim=7, summed_dim=2)
+    weights = {name: x.double().numpy() for name, x in initial_state(config).items()}
+    features, available, _ = clean(config, 6)
+    available[0], available[1:4, 1], available[2:5, 2] = False, False, False
+    reduced = []
+    for i, x in enumerate(features.values()):
+        fc = f"ce.video_dim_reduce.{i}.fc"
+        reduced.append(x.double().numpy() @ weights[f"{fc}.weight"].T + weights[f"{fc}.bias"])
+    total = sum(x[:, 5:] * there[:, None] for x, there in zip(reduced, available.T.numpy(), strict=True))
+    state = initial_state(config)
+    model = CEModel(config)
+    model.load_state_dict(state, strict=False)
+    embds = [model.encode_video(features, available), Engine(config, state).encode_video(features, available)]
+    for i, (x, there) in enumerate(zip(reduced, available.T.numpy(), strict=True)):
+        x = unit(np.hstack([x[:, :5], total]))[there]
+        gate = x @ weights[f"ce.video_GU.{i}.cg.fc.weight"].T + weights[f"ce.video_GU.{i}.cg.fc.bias"]
+        expected = unit(x / (1 + np.exp(-gate / np.sqrt(1 + 1e-5))))
+        for found in embds:
+            np.testing.assert_allclose(found["abc"[i]][there].detach(), expected, atol=1e-6)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def test_moee_with_its_own_dimensions():
