@@ -6,13 +6,16 @@ from a ridge regression towards a CCA. How far, how strong the ridge is, and how
 chosen by the validation videos, which may leave it out. They also choose how far the text decides the experts' weights:
 where experts say the same, each with noise of its own, what members learned of them is noise, too.
 
+A regression's prediction is the longer the more an expert says of a video. A mean of cosines, one an expert, does not
+know it; the cosine with the sum of the predictions does. So a part of the linear model may be of such sums.
+
 It has the form of a member: one layer a side, and gates that are 1/2 for everything.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -39,6 +42,12 @@ COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 SHARPNESSES = (0.5, 0.0)
 """What the logits of the experts' weights may be multiplied by, besides 1; 0 weighs all alike."""
 
+SUMMED = (0.25,)
+"""What part of the linear model may be of sums over experts, besides none."""
+
+SUMMED_DIM = 128
+"""The most numbers of that part: more directions of sentences make embeddings larger, and the scores no better."""
+
 TEXT_RIDGE = 0.3
 """Added to the covariance of sentences before it is inverted, relative to the mean variance."""
 
@@ -58,6 +67,7 @@ class LinearChoice:
     ridge: float
     count: float
     sharpness: float = 1.0
+    summed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Moments:
 
     @torch.no_grad()
     def __init__(self, model: CEModel, data: VideoTensors) -> None:
+        self._model, self._data = model, data
         dim, size = model.config.text.dim, len(data)
         total, square = _zeros(dim), _zeros(dim, dim)
         targets, captions = _zeros(size, dim), torch.from_numpy(data.targets)
@@ -89,8 +100,9 @@ class Moments:
         self.text_mean = total / len(captions)
         self.text_covariance = square / len(captions) - self.text_mean.outer(self.text_mean)
         targets = targets / captions.bincount(minlength=size)[:, None] - self.text_mean
-        self.experts = [self._expert(model, data, m, targets) for m in range(len(model.config.experts))]
+        self.experts = [self._expert(m, targets) for m in range(len(model.config.experts))]
         self._regressions: dict[float, list[Tensor]] = {}
+        self._sums: dict[float, Tensor] = {}
 
     @cached_property
     def text_directions(self) -> tuple[Tensor, Tensor]:
@@ -105,27 +117,43 @@ class Moments:
             self._regressions[ridge] = [solve(_with_ridge(x.covariance, ridge), x.cross) for x in self.experts]
         return self._regressions[ridge]
 
+    @torch.no_grad()
+    def sums(self, ridge: float) -> Tensor:
+        """(text_dim, text_dim), the covariance of the sum of a video's experts' predictions."""
+        if ridge not in self._sums:
+            total = _zeros(len(self._data), len(self.text_mean))
+            for m, (expert, regression) in enumerate(zip(self.experts, self.regressions(ridge), strict=True)):
+                for rows, x in self._pooled(m):
+                    total[rows] += (x - expert.mean) @ regression
+            self._sums[ridge] = total.T @ total / len(total)
+        return self._sums[ridge]
+
     def solve(self) -> None:
         """Make what all choices share beforehand, with all cores: threads would each make it anew."""
         for ridge in RIDGES:
             self.regressions(ridge)
         _ = self.text_directions
 
-    def _expert(self, model: CEModel, data: VideoTensors, m: int, targets: Tensor) -> _Expert:
-        expert = model.config.experts[m]
-        there = data.available[:, m].nonzero().flatten()
-        dim = expert.pooled_dim
+    def _expert(self, m: int, targets: Tensor) -> _Expert:
+        dim = self._model.config.experts[m].pooled_dim
         total, square = _zeros(dim), _zeros(dim, dim)
         cross = _zeros(dim, targets.shape[1])
-        for rows in there.split(ROWS_AT_ONCE):
-            x = data.features[expert.name][rows]
+        for rows, x in self._pooled(m):
+            total, square, cross = total + x.sum(0), square + x.T @ x, cross + x.T @ targets[rows]
+        there = self._data.available[:, m]
+        size = there.sum()
+        mean = total / size
+        cross = cross / size - mean.outer(targets[there].mean(0))
+        return _Expert(mean, square / size - mean.outer(mean), cross)
+
+    def _pooled(self, m: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the videos that have an expert, and its pooled features (rows, dim) in float64."""
+        model, expert = self._model, self._model.config.experts[m]
+        for rows in self._data.available[:, m].nonzero().flatten().split(ROWS_AT_ONCE):
+            x = self._data.features[expert.name][rows]
             if model.config.standardise:
                 x = model.standardise._modules[expert.name](x)
-            x = (model.pooling._modules[expert.name](x) if expert.variable else x).double()
-            total, square, cross = total + x.sum(0), square + x.T @ x, cross + x.T @ targets[rows]
-        mean = total / len(there)
-        cross = cross / len(there) - mean.outer(targets[there].mean(0))
-        return _Expert(mean, square / len(there) - mean.outer(mean), cross)
+            yield rows, (model.pooling._modules[expert.name](x) if expert.variable else x).double()
 
 
 def can_be_linear(config: CEConfig) -> bool:
@@ -134,8 +162,9 @@ def can_be_linear(config: CEConfig) -> bool:
 
 def choose_linear(
     moments: Moments, weights: Mapping[str, Tensor], config: CEConfig, validation: VideoTensors
-) -> tuple[LinearChoice, dict[float, float]]:
-    """The choice that is best, text to video, on the validation videos, and the geometric mean there for each count.
+) -> tuple[LinearChoice, dict[str, float]]:
+    """The choice that is best, text to video, on the validation videos, and the geometric mean there of the models
+    "without" the linear one and "with" what is chosen.
 
     Args:
         moments: of the videos that are trained on.
@@ -145,21 +174,26 @@ def choose_linear(
     def score(model: tuple[Mapping[str, Tensor], CEConfig]) -> float:
         return evaluate_model(model_of(*model), validation).text_to_video.geometric_mean
 
-    def alone(choice: tuple[float, float]) -> tuple[Mapping[str, Tensor], CEConfig]:
-        linear = fit_linear(moments, [weights], config, LinearChoice(*choice, 1.0))
+    def alone(fit: tuple[float, float]) -> tuple[Mapping[str, Tensor], CEConfig]:
+        [linear] = fit_linear(moments, [weights], config, LinearChoice(*fit, 1.0))
         return {**weights, **linear.state}, replace(config, shared_dim=linear.dim)
-
-    def joined(choice: LinearChoice) -> tuple[Mapping[str, Tensor], CEConfig]:
-        return join_linear(moments, [weights], config, choice)
 
     moments.solve()
     fits = _scored(list(product(WHITENINGS, RIDGES)), lambda fit: score(alone(fit)))
     whitening, ridge = max(fits, key=fits.__getitem__)
-    counts = _scored(COUNTS, lambda count: score(joined(LinearChoice(whitening, ridge, count))))
-    sharp = LinearChoice(whitening, ridge, max(counts, key=counts.__getitem__))
-    softer = _scored([replace(sharp, sharpness=x) for x in SHARPNESSES], lambda choice: score(joined(choice)))
-    scores = {sharp: counts[sharp.count]} | softer
-    return max(scores, key=scores.__getitem__), counts
+    found: dict[LinearChoice, float] = {}
+
+    def best_of(choices: Sequence[LinearChoice]) -> LinearChoice:
+        new = [choice for choice in choices if choice not in found]
+        found.update(_scored(new, lambda choice: score(join_linear(moments, [weights], config, choice))))
+        return max(choices, key=found.__getitem__)
+
+    choice = best_of([LinearChoice(whitening, ridge, count) for count in COUNTS])
+    if len(config.experts) > 1:
+        choice = best_of([choice, *(replace(choice, sharpness=x) for x in SHARPNESSES)])
+        if choice.count:
+            choice = best_of([choice, *(replace(choice, summed=x) for x in SUMMED)])
+    return choice, {"without": found[LinearChoice(whitening, ridge, 0.0)], "with": found[choice]}
 
 
 def _scored(choices: Sequence[Choice], score: Callable[[Choice], float]) -> dict[Choice, float]:
@@ -170,38 +204,67 @@ def join_linear(
     moments: Moments, members: list[Mapping[str, Tensor]], config: CEConfig, choice: LinearChoice
 ) -> tuple[dict[str, Tensor], CEConfig]:
     """Weights and config of the model that joins the members and the linear model, where it counts."""
-    linear = fit_linear(moments, members, config, choice) if choice.count else None
-    joined, config = join(members, config, linear)
+    joined, config = join(members, config, fit_linear(moments, members, config, choice) if choice.count else [])
     if choice.sharpness != 1:
         joined |= {name: choice.sharpness * x for name, x in joined.items() if name.startswith(EXPERT_WEIGHTS)}
     return joined, config
 
 
-def fit_linear(moments: Moments, members: list[Mapping[str, Tensor]], config: CEConfig, choice: LinearChoice) -> Linear:
-    """The linear model, with vectors so long beside those of the members as it counts."""
-    covariance = moments.text_covariance
-    length = math.sqrt(choice.count * len(members))
+def fit_linear(
+    moments: Moments, members: list[Mapping[str, Tensor]], config: CEConfig, choice: LinearChoice
+) -> list[Linear]:
+    """The linear model, with vectors so long beside those of the members as it counts. It has two parts where one is
+    of sums over experts."""
+    parts = [(1 - choice.summed, False)] + ([(choice.summed, True)] if choice.summed else [])
+    return [_fit_part(moments, members, config, choice, share, summed) for share, summed in parts]
+
+
+def _fit_part(
+    moments: Moments,
+    members: list[Mapping[str, Tensor]],
+    config: CEConfig,
+    choice: LinearChoice,
+    share: float,
+    summed: bool,
+) -> Linear:
+    length = math.sqrt(share * choice.count * len(members))
     strengths, basis = moments.text_directions
-    dim = min(config.shared_dim, len(strengths))
+    dim = min(SUMMED_DIM if summed else config.shared_dim, len(strengths))
     strengths, basis = strengths[-dim:], basis[:, -dim:]  # ascending: the directions that vary most
     text = basis * strengths**-choice.whitening  # (text_dim, dim)
-    shapes = meta_model(replace(config, shared_dim=dim)).state_dict()
+    videos = [regression @ text for regression in moments.regressions(choice.ridge)]
+    own = [_square_length(layer, expert.covariance) for layer, expert in zip(videos, moments.experts, strict=True)]
+    theirs = [
+        _members_length(members, f"ce.video_dim_reduce.{m}.fc", expert.mean, expert.covariance)
+        for m, expert in enumerate(moments.experts)
+    ]
+    if summed:  # one scale for all: it is by their lengths that experts differ in the sum
+        own = [_square_length(text, moments.sums(choice.ridge))] * len(own)
+        theirs = [torch.stack(theirs).mean()] * len(theirs)
+    state = _without_gates(replace(config, shared_dim=dim))
+    for m, (expert, video) in enumerate(zip(moments.experts, videos, strict=True)):
+        name = f"ce.text_GU.{m}.fc"
+        text_theirs = _members_length(members, name, moments.text_mean, moments.text_covariance)
+        scale = _ratio(text_theirs, _square_length(text, moments.text_covariance))
+        state |= _layer(name, length * scale * text, moments.text_mean)
+        scale = _ratio(theirs[m], own[m])
+        state |= _layer(f"ce.video_dim_reduce.{m}.fc", length * scale * video, expert.mean)
+    return Linear(state, dim, length, summed)
+
+
+def _without_gates(config: CEConfig) -> dict[str, Tensor]:
+    """A state whose gates are 1/2 for everything, and whose other layers are zeros."""
+    shapes = meta_model(config).state_dict()
     state = {name: _zeros(*x.shape).float() for name, x in shapes.items() if name.startswith("ce.")}
     for name, x in state.items():
         if name.endswith((".batch_norm.weight", ".batch_norm.running_var")):
             x.fill_(1)
-    for m, (expert, regression) in enumerate(zip(moments.experts, moments.regressions(choice.ridge), strict=True)):
-        video = regression @ text
-        sides = {
-            f"ce.text_GU.{m}.fc": (text, moments.text_mean, covariance),
-            f"ce.video_dim_reduce.{m}.fc": (video, expert.mean, expert.covariance),
-        }
-        for name, (layer, mean, spread) in sides.items():
-            theirs = sum(_square_length(member, name, mean, spread) for member in members) / len(members)
-            own = ((spread @ layer) * layer).sum().clamp_min(torch.finfo(torch.float32).tiny)
-            scaled = layer.T * length * (theirs / own).sqrt()
-            state[f"{name}.weight"], state[f"{name}.bias"] = scaled.float(), -(scaled @ mean).float()
-    return Linear(state, dim, length)
+    return state
+
+
+def _layer(name: str, layer: Tensor, mean: Tensor) -> dict[str, Tensor]:
+    """Weight and bias of x -> (x - mean) @ layer."""
+    return {f"{name}.weight": layer.T.float(), f"{name}.bias": -(mean @ layer).float()}
 
 
 def _zeros(*size: int) -> Tensor:
@@ -213,7 +276,21 @@ def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
     return covariance + ridge * variance * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
-def _square_length(weights: Mapping[str, Tensor], name: str, mean: Tensor, covariance: Tensor) -> Tensor:
-    """The mean square of the length of what a layer makes of vectors with this mean and covariance."""
-    layer, bias = weights[f"{name}.weight"].cpu().double(), weights[f"{name}.bias"].cpu().double()
-    return ((layer @ covariance) * layer).sum() + (layer @ mean + bias).square().sum()
+def _square_length(layer: Tensor, covariance: Tensor, mean: Tensor | float = 0.0) -> Tensor:
+    """The mean square of the length of what a layer (in, out) makes of vectors with this covariance; `mean` is that of
+    what it makes."""
+    return ((covariance @ layer) * layer).sum() + torch.as_tensor(mean).square().sum()
+
+
+def _members_length(members: Sequence[Mapping[str, Tensor]], name: str, mean: Tensor, covariance: Tensor) -> Tensor:
+    """The members' mean of `_square_length` of a layer."""
+    lengths = []
+    for weights in members:
+        layer, bias = weights[f"{name}.weight"].cpu().double().T, weights[f"{name}.bias"].cpu().double()
+        lengths.append(_square_length(layer, covariance, mean @ layer + bias))
+    return torch.stack(lengths).mean()
+
+
+def _ratio(theirs: Tensor, own: Tensor) -> Tensor:
+    """Of lengths whose squares these are."""
+    return (theirs / own.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()

@@ -369,9 +369,8 @@ class _Run:
         model = model_of(weights, self.config, self.fabric.device)
         if members > 1 and can_be_linear(self.config):
             moments = Moments(model_of(weights, self.config), self.data)
-            choice, found = choose_linear(moments, weights, self.config, self.validation)
+            choice, scores = choose_linear(moments, weights, self.config, self.validation)
             model = model_of(*join_linear(moments, [weights], self.config, choice))
-            scores = {"without": found[0], "with": found[choice.count]}
             self.best |= {"linear": asdict(choice), "linear_scores": scores}
         self.best["beta"] = choose_beta(model, self.data, self.validation)
 

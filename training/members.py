@@ -34,11 +34,13 @@ class Linear:
         state: its layers under the members' names.
         dim: the size of its embeddings.
         length: the length of its vectors beside a member's.
+        summed: a video's vectors are the sum of its experts' (`CEConfig.summed_dim`).
     """
 
     state: Mapping[str, Tensor]
     dim: int
     length: float
+    summed: bool = False
 
 
 def has_fixed_centre(side: ExpertConfig | TextConfig) -> bool:
@@ -53,23 +55,23 @@ def has_fixed_centre(side: ExpertConfig | TextConfig) -> bool:
 def can_join(config: CEConfig) -> bool:
     """True for mixtures of experts with reduced dimensions, whose sequences and texts are pooled by one cluster."""
     pooled = [expert for expert in config.experts if expert.variable] + [config.text]
-    return not config.use_ce and config.mimic_ce_dims and all(map(has_fixed_centre, pooled))
+    return not config.use_ce and config.mimic_ce_dims and not config.summed_dim and all(map(has_fixed_centre, pooled))
 
 
 def join(
-    members: Sequence[Mapping[str, Tensor]], config: CEConfig, linear: Linear | None = None
+    members: Sequence[Mapping[str, Tensor]], config: CEConfig, linears: Sequence[Linear] = ()
 ) -> tuple[dict[str, Tensor], CEConfig]:
     """Weights and config of the joined model, `shared_dim` as many times as large as there are members.
 
     Args:
         members: state dicts of models of `config`, for which `can_join` is true.
-        linear: is joined to them, and adds its own size.
+        linears: are joined to them, and add their own sizes; one that is summed is the last.
     """
-    if len(members) == 1 and linear is None:
+    if len(members) == 1 and not linears:
         return dict(members[0]), config
-    size = len(members) * config.shared_dim + (linear.dim if linear else 0)
+    size = len(members) * config.shared_dim + sum(linear.dim for linear in linears)
     # A video's vector has the length 1 before the gate, and a member's part of it is so much shorter.
-    gate_scale = math.sqrt(len(members) + (linear.length**2 if linear else 0))
+    gate_scale = math.sqrt(len(members) + sum(linear.length**2 for linear in linears))
     joined = {}
     for name, x in members[0].items():
         parts = [member[name] for member in members]
@@ -78,9 +80,9 @@ def join(
         elif name.startswith(EXPERT_WEIGHTS):
             joined[name] = torch.stack(parts).mean(0)
         else:
-            parts += [linear.state[name].to(x.device)] if linear else []
+            parts += [linear.state[name].to(x.device) for linear in linears]
             joined[name] = _join_one(name, parts, gate_scale)
-    return joined, replace(config, shared_dim=size)
+    return joined, replace(config, shared_dim=size, summed_dim=sum(linear.dim for linear in linears if linear.summed))
 
 
 def _join_one(name: str, parts: list[Tensor], gate_scale: float) -> Tensor:

@@ -243,13 +243,14 @@ def test_as_a_gpu_computes(dtype, monkeypatch):
 @pytest.mark.parametrize(
     ("dtype", "least", "most"), [("float32", 0.999999, 1e-6), ("bfloat16", 0.9995, 0.05), ("float16", 0.9995, 0.01)]
 )
-def test_cuda(dtype, least, most):
+@pytest.mark.parametrize("config", [SMALL, SUMMED], ids=["pairwise", "summed"])
+def test_cuda(config, dtype, least, most):
     """Each batch three times: computed as it comes, then captured, then replayed from a graph."""
-    engine, reference = pair(SMALL, dtype, device="cuda")
-    assert on_gpu(engine, *clean(SMALL, 0))[""].shape == (0, len(SMALL.experts))
+    engine, reference = pair(config, dtype, device="cuda")
+    assert on_gpu(engine, *clean(config, 0))[""].shape == (0, len(config.experts))
     for videos in (1, 3, 8, 64, 65, CHUNK + 1):
         for seed in range(3):
-            features, available, tokens = clean(SMALL, videos, 0.4, seed)
+            features, available, tokens = clean(config, videos, 0.4, seed)
             with torch.inference_mode():
                 theirs = reference.encode_video({name: x.double() for name, x in features.items()}, available)
                 their_text, their_weights = reference.encode_text(tokens.double())
