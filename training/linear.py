@@ -276,18 +276,17 @@ def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
     return covariance + ridge * variance * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
-def _square_length(layer: Tensor, covariance: Tensor, mean: Tensor | float = 0.0) -> Tensor:
-    """The mean square of the length of what a layer (in, out) makes of vectors with this covariance; `mean` is that of
-    what it makes."""
-    return ((covariance @ layer) * layer).sum() + torch.as_tensor(mean).square().sum()
+def _square_length(layer: Tensor, covariance: Tensor) -> Tensor:
+    """The mean square of the length of what a layer (in, out) makes of vectors with the mean 0 and this covariance."""
+    return ((covariance @ layer) * layer).sum()
 
 
 def _members_length(members: Sequence[Mapping[str, Tensor]], name: str, mean: Tensor, covariance: Tensor) -> Tensor:
-    """The members' mean of `_square_length` of a layer."""
+    """The same of the members' layer of that name with its bias, their mean; the vectors have a mean."""
     lengths = []
     for weights in members:
         layer, bias = weights[f"{name}.weight"].cpu().double().T, weights[f"{name}.bias"].cpu().double()
-        lengths.append(_square_length(layer, covariance, mean @ layer + bias))
+        lengths.append(_square_length(layer, covariance) + (mean @ layer + bias).square().sum())
     return torch.stack(lengths).mean()
 
 

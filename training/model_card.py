@@ -106,10 +106,13 @@ def _linear(choice: Mapping[str, float]) -> str:
     """The part of the linear model, and what validation found of it beside one of the others."""
     if not choice["count"]:
         return "; a linear model brought nothing on the validation videos, and is left out"
+    summed = choice.get("summed", 0)  # models of before have none
     return (
         f" with a linear model in closed form (whitening {choice['whitening']:g}, ridge {choice['ridge']:g}), "
-        f"which gives {choice['count'] / (1 + choice['count']):.0%} of a score: on the validation videos the geometric "
-        f"mean of R@1, R@5 and R@10 was {choice['without']:.1f} without it and {choice['with']:.1f} with it"
+        f"which gives {choice['count'] / (1 + choice['count']):.0%} of a score"
+        + (f", {summed:.0%} of that by sums over the experts" if summed else "")
+        + f": on the validation videos the geometric mean of R@1, R@5 and R@10 was {choice['without']:.1f} without it "
+        f"and {choice['with']:.1f} with it"
     )
 
 

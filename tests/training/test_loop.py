@@ -474,7 +474,11 @@ def test_resumed_searches_and_refits_are_the_uninterrupted_ones(tmp_path, monkey
     whole = run("whole")
     assert 15 <= whole.best_step <= 20  # so that a member has from 22 to 30 steps
     linear = read_notes(whole.weights_path)["refit"]["linear"]
-    assert read_config(whole.weights_path) == replace(config, shared_dim=64 + config.text.dim * (linear["count"] > 0))
+    parts = (linear["count"] > 0) + (linear["summed"] > 0)
+    expected = replace(
+        config, shared_dim=64 + parts * config.text.dim, summed_dim=config.text.dim * (linear["summed"] > 0)
+    )
+    assert read_config(whole.weights_path) == expected
     card = write_card(whole.weights_path.parent).read_text()
     assert "2 models, each of " in card
     assert linear["with"] >= linear["without"]
