@@ -113,11 +113,11 @@ def _figures(row: Mapping[str, float]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A note without the punctuation of JSON, and without an encoder's probe, which no one reads."""
+    """A note without the punctuation of JSON, what is not set, and an encoder's probe, which no one reads."""
     if isinstance(value, list):
         return "; ".join(map(_plain, value))
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(x)}" for key, x in value.items() if key != "probe")
+        return ", ".join(f"{key} {_plain(x)}" for key, x in value.items() if key != "probe" and x is not None)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -22,7 +22,7 @@ from ..base.slices import slices
 from .arrays import ArrayLike, as_tensor, real_array
 from .embeddings import TextEmbeddings, VideoEmbeddings
 from .normalise import QueryBank
-from .similarity import TEXTS, check_pair, score_tiles
+from .similarity import TEXTS, check_pair, check_targets, score_tiles
 
 RECALLS = (1, 5, 10, 50)
 
@@ -103,7 +103,7 @@ def evaluate(
         raise TypeError(f"bank: expected a QueryBank, got {type(bank).__name__}")
     if targets is None:
         _check_captions(text, video)
-    target, used = _check_targets(targets, len(text), len(video)), _check_mask(query_mask, len(text))
+    target, used = _target_rows(targets, len(text), len(video)), _check_mask(query_mask, len(text))
 
     def tiles() -> Tiles:
         for rows, columns, tile in score_tiles(text, video):
@@ -136,7 +136,7 @@ def evaluate_scores(
     if bool(matrix.isnan().any()):
         raise ValueError("scores: expected numbers, got NaN")
     texts, videos = matrix.shape
-    target, used = _check_targets(targets, texts, videos), _check_mask(query_mask, texts)
+    target, used = _target_rows(targets, texts, videos), _check_mask(query_mask, texts)
 
     def tiles() -> Tiles:
         for rows in slices(texts, TEXTS):
@@ -218,23 +218,15 @@ def _check_captions(text: TextEmbeddings, video: VideoEmbeddings) -> None:
         )
 
 
-def _check_targets(targets: ArrayLike | None, texts: int, videos: int) -> Tensor:
-    if targets is None:
-        if texts % videos:
-            raise ValueError(
-                f"targets: expected the video of each text, since {texts} texts are no multiple of {videos} videos"
-            )
-        return torch.arange(texts, device="cpu") // (texts // videos)
-    target = as_tensor(real_array(targets, "targets")).cpu()
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise TypeError(f"targets: expected integers, the rows of the videos, got {target.dtype}")
-    if tuple(target.shape) != (texts,):
-        raise ValueError(f"targets: expected ({texts},), the row of each text's video, got {tuple(target.shape)}")
-    target = target.long()
-    wrong = ((target < 0) | (target >= videos)).nonzero().flatten()
-    if len(wrong):
-        raise ValueError(f"targets, row {wrong[0]}: expected 0 to {videos - 1}, got {target[wrong[0]]}")
-    return target
+def _target_rows(targets: ArrayLike | None, texts: int, videos: int) -> Tensor:
+    """The row of each text's video; without targets there are as many texts for each video."""
+    if targets is not None:
+        return check_targets(targets, texts, videos)
+    if texts % videos:
+        raise ValueError(
+            f"targets: expected the video of each text, since {texts} texts are no multiple of {videos} videos"
+        )
+    return torch.arange(texts, device="cpu") // (texts // videos)
 
 
 def _check_mask(query_mask: ArrayLike | None, texts: int) -> Tensor:

@@ -42,9 +42,9 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_choice, check_size
-from .arrays import ArrayLike, as_numpy, float_array, real_array
+from .arrays import ArrayLike, as_numpy, float_array
 from .embeddings import TextEmbeddings, VideoEmbeddings, batched
-from .similarity import check_pair, score_tiles
+from .similarity import check_pair, check_targets, score_tiles
 
 Method = Literal["qb", "qb-dynamic", "nnn"]
 
@@ -130,15 +130,11 @@ class QueryBank:
         """
         self._check_takes_levels()
         check_pair("QueryBank", self.text, video)
-        videos, own = batched(video), as_numpy(real_array(targets, "targets"))
+        videos = batched(video)
         if len(videos) < 2:
             raise ValueError(f"levelled: expected two videos or more, got {len(videos)}")
-        if own.shape != (len(self.text),) or own.dtype.kind not in "iu":
-            raise ValueError(f"targets: expected {len(self.text)} integers, one a text, got {own.shape} of {own.dtype}")
-        if own.min() < -1 or own.max() >= len(videos):
-            raise ValueError(f"targets: expected rows from -1 to {len(videos) - 1}, got {own.min()} to {own.max()}")
-        own_videos = torch.from_numpy(own.astype(np.int64))
-        levels = _log_mean_exp(score_tiles(self.text, videos), own_videos, len(videos), self.beta)
+        own = check_targets(targets, len(self.text), len(videos), least=-1)
+        levels = _log_mean_exp(score_tiles(self.text, videos), own, len(videos), self.beta)
         _check_finite(levels)
         return replace(self, levels=levels.numpy())
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base.linear import packed_linear
 from ..base.slices import slices
-from .arrays import Array, as_tensor
+from .arrays import Array, ArrayLike, as_tensor, real_array
 from .embeddings import TextEmbeddings, VideoEmbeddings, batched, check_same_model
 
 TEXTS, VIDEOS = 1024, 1024
@@ -80,6 +80,27 @@ def check_pair(where: str, text: object, video: object) -> None:
             f"{type(text).__name__} and {type(video).__name__}"
         )
     check_same_model(where, text, video)
+
+
+def check_targets(targets: ArrayLike, texts: int, videos: int, least: int = 0) -> Tensor:
+    """The row of each text's video, (texts,) int64 on the CPU.
+
+    Args:
+        least: -1 where a text may have no video, which that number says.
+
+    Raises:
+        TypeError, ValueError: no integers, of another number, or rows that the videos do not have.
+    """
+    target = as_tensor(real_array(targets, "targets")).cpu()
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"targets: expected integers, the rows of the videos, got {target.dtype}")
+    if tuple(target.shape) != (texts,):
+        raise ValueError(f"targets: expected ({texts},), the row of each text's video, got {tuple(target.shape)}")
+    target = target.long()
+    wrong = ((target < least) | (target >= videos)).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(f"targets, row {wrong[0]}: expected {least} to {videos - 1}, got {target[wrong[0]]}")
+    return target
 
 
 def score_tiles(text: TextEmbeddings, video: VideoEmbeddings) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from ..base.modes import own_modes
-from .arrays import as_tensor
+from .arrays import ArrayLike, as_tensor
 from .embeddings import ModelIdentity, TextEmbeddings, VideoEmbeddings
-from .similarity import check_pair
+from .similarity import check_pair, check_targets
 
 Reading = Literal["tower", "words", "labels"]
 
@@ -172,24 +172,24 @@ def prepare_zero_shot(
 
 @own_modes()
 def with_fitted_weights(
-    zero_shot: ZeroShot, text: TextEmbeddings, video: VideoEmbeddings, targets: Sequence[int] | np.ndarray
+    zero_shot: ZeroShot, text: TextEmbeddings, video: VideoEmbeddings, targets: ArrayLike
 ) -> ZeroShot:
     """The same with the expert weights under which T captions find their videos best.
 
     M weights and a temperature minimise the cross-entropy of the scores, text to video, from equal weights on.
 
     Args:
-        targets: (T,) the row in `video` of the video that each caption describes.
+        targets: (T,) integers, the row in `video` of the video that each caption describes.
 
     Raises:
-        TypeError, ValueError: embeddings that cannot be compared.
+        TypeError, ValueError: embeddings that cannot be compared, targets that do not fit.
     """
     check_pair("with_fitted_weights", text, video)
+    wanted = check_targets(targets, len(text), len(video))
     available = as_tensor(video.available).clone()  # one made in inference mode takes part in no gradient
     products = torch.stack(
         [as_tensor(text.embds[name]).float() @ as_tensor(video.embds[name]).float().T for name in text.experts], dim=2
     ).masked_fill(~available, 0)
-    wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64))
     logits = torch.zeros(len(text.experts), dtype=torch.float32, device="cpu", requires_grad=True)
     spread = products.std(correction=0).clamp_min(LEAST_SPREAD).item()
     temperature = torch.tensor(np.log(1 / spread), dtype=torch.float64, device="cpu", requires_grad=True)

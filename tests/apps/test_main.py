@@ -154,9 +154,30 @@ def test_describe_as_json(tmp_path, capsys):
     assert content["sha256"] in printed
     assert "  sound   7 (fixed) -> 8" in printed
     content["notes"] = {"encoder": {"name": "letters", "probe": [0.1, 0.2]}, "metrics": {"r1": 100 / 3, "epoch": 2}}
+    content["notes"]["training"] = {"steps": None, "seed": 0}
     printed = show(content)
     assert "encoder     name letters\n" in printed
     assert "metrics     r1 33.3333, epoch 2\n" in printed
+    assert "training    seed 0\n" in printed  # without what is not set
+
+
+@pytest.mark.parametrize(
+    ("change", "form"),
+    [
+        ({"use_ce": "pairwise"}, "collaborative experts (pairwise)"),
+        ({"use_ce": "", "freeze_weights": True}, "mixture of embedding experts, equal weights"),
+        (
+            {"use_ce": "", "mimic_ce_dims": True, "summed_dim": 3},
+            "mixture of embedding experts with reduced dimensions, 3 numbers summed over experts",
+        ),
+        ({"use_ce": "", "concat_experts": True}, "concatenation"),
+    ],
+)
+def test_describe_tells_the_form(change, form, tmp_path, capsys):
+    path = tmp_path / "w.safetensors"
+    CollaborativeExperts(CONFIG | change, device="cpu").save(path)
+    assert main(["describe", str(path)]) == 0
+    assert f"form        {form}\n" in capsys.readouterr().out
 
 
 def test_fetch_passes_its_options_on(capsys):

@@ -169,18 +169,18 @@ def test_a_text_that_scores_high_with_all_videos_counts_no_more():
 
 
 @pytest.mark.parametrize(
-    ("videos", "targets", "message"),
+    ("videos", "targets", "error", "message"),
     [
-        (20, [0] * 49, r"targets: expected 50 integers, one a text, got \(49,\) of int64"),
-        (20, [0.0] * 50, r"targets: expected 50 integers, one a text, got \(50,\) of float64"),
-        (20, [20] * 50, "targets: expected rows from -1 to 19, got 20 to 20"),
-        (20, [-2] * 50, "targets: expected rows from -1 to 19, got -2 to -2"),
-        (1, [0] * 50, "levelled: expected two videos or more, got 1"),
+        (20, [0] * 49, ValueError, r"targets: expected \(50,\), the row of each text's video, got \(49,\)"),
+        (20, [0.0] * 50, TypeError, "targets: expected integers, the rows of the videos, got torch.float64"),
+        (20, [0] * 49 + [20], ValueError, "targets, row 49: expected -1 to 19, got 20"),
+        (20, [-1, -2] * 25, ValueError, "targets, row 1: expected -1 to 19, got -2"),
+        (1, [0] * 50, ValueError, "levelled: expected two videos or more, got 1"),
     ],
 )
-def test_levels_that_are_refused(videos, targets, message):
+def test_levels_that_are_refused(videos, targets, error, message):
     _, video, texts = with_hubs(missing=0)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         QueryBank(texts).levelled(video[:videos], targets)
     with pytest.raises(ValueError, match="expected none with the method 'nnn'"):
         QueryBank(texts, "nnn").levelled(video, [0] * 50)

@@ -175,6 +175,14 @@ def test_weights_are_fitted_whatever_the_callers_defaults(other_defaults):
         assert with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), np.arange(40)) == expected
 
 
+def test_weights_are_not_fitted_to_videos_that_are_not_there():
+    experts, bank, vectors = two_experts()
+    zero_shot = prepare_zero_shot(experts, ENCODER, bank, vectors)
+    text = zero_shot.embed_texts({"sentences": rows(5, 40), "model": rows(6, 40)})
+    with pytest.raises(ValueError, match="targets, row 39: expected 0 to 39, got 40"):
+        with_fitted_weights(zero_shot, text, zero_shot.embed_videos(vectors), [*range(39), 40])
+
+
 def test_the_weight_of_one_expert_is_one_whatever_the_captions():
     experts = {"only": ZeroShotExpert("labels", "sentences", {"class": "a:A"})}
     bank, vectors = {"sentences": rows(0, 50)}, {"only": rows(2, 1)}
