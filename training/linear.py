@@ -7,7 +7,7 @@ chosen by the validation videos, which may leave it out. They also choose how fa
 where experts say the same, each with noise of its own, what members learned of them is noise, too.
 
 A regression's prediction is the longer the more an expert says of a video. A mean of cosines, one an expert, does not
-know it; the cosine with the sum of the predictions does. So a part of the linear model may be of such sums.
+know it, which the sum of the predictions does. So a part of the linear model may be of such sums.
 
 It has the form of a member: one layer a side, and gates that are 1/2 for everything.
 """
@@ -46,7 +46,7 @@ SUMMED = (0.25,)
 """What part of the linear model may be of sums over experts, besides none."""
 
 SUMMED_DIM = 128
-"""The most numbers of that part: more directions of sentences make embeddings larger, and the scores no better."""
+"""The most numbers of that part. With all directions of sentences scores are much the same, and embeddings larger."""
 
 TEXT_RIDGE = 0.3
 """Added to the covariance of sentences before it is inverted, relative to the mean variance."""
@@ -119,13 +119,13 @@ class Moments:
 
     @torch.no_grad()
     def sums(self, ridge: float) -> Tensor:
-        """(text_dim, text_dim), the covariance of the sum of a video's experts' predictions."""
+        """(text_dim, text_dim), the covariance of the sum of the predictions of a video's experts, where it has one."""
         if ridge not in self._sums:
             total = _zeros(len(self._data), len(self.text_mean))
             for m, (expert, regression) in enumerate(zip(self.experts, self.regressions(ridge), strict=True)):
                 for rows, x in self._pooled(m):
                     total[rows] += (x - expert.mean) @ regression
-            self._sums[ridge] = total.T @ total / len(total)
+            self._sums[ridge] = total.T @ total / self._data.available.any(1).sum()
         return self._sums[ridge]
 
     def solve(self) -> None:
@@ -163,8 +163,10 @@ def can_be_linear(config: CEConfig) -> bool:
 def choose_linear(
     moments: Moments, weights: Mapping[str, Tensor], config: CEConfig, validation: VideoTensors
 ) -> tuple[LinearChoice, dict[str, float]]:
-    """The choice that is best, text to video, on the validation videos, and the geometric mean there of the models
-    "without" the linear one and "with" what is chosen.
+    """The choice that is best, text to video, on the validation videos.
+
+    Returns:
+        It, and the geometric mean on these videos: "without" is that of `weights` alone, "with" that of the choice.
 
     Args:
         moments: of the videos that are trained on.
@@ -192,6 +194,7 @@ def choose_linear(
     if len(config.experts) > 1:
         choice = best_of([choice, *(replace(choice, sharpness=x) for x in SHARPNESSES)])
         if choice.count:
+            moments.sums(ridge)  # beforehand, with all cores
             choice = best_of([choice, *(replace(choice, summed=x) for x in SUMMED)])
     return choice, {"without": found[LinearChoice(whitening, ridge, 0.0)], "with": found[choice]}
 
@@ -235,7 +238,7 @@ def _fit_part(
     videos = [regression @ text for regression in moments.regressions(choice.ridge)]
     own = [_square_length(layer, expert.covariance) for layer, expert in zip(videos, moments.experts, strict=True)]
     theirs = [
-        _members_length(members, f"ce.video_dim_reduce.{m}.fc", expert.mean, expert.covariance)
+        _members_square_length(members, f"ce.video_dim_reduce.{m}.fc", expert.mean, expert.covariance)
         for m, expert in enumerate(moments.experts)
     ]
     if summed:  # one scale for all: it is by their lengths that experts differ in the sum
@@ -244,10 +247,10 @@ def _fit_part(
     state = _without_gates(replace(config, shared_dim=dim))
     for m, (expert, video) in enumerate(zip(moments.experts, videos, strict=True)):
         name = f"ce.text_GU.{m}.fc"
-        text_theirs = _members_length(members, name, moments.text_mean, moments.text_covariance)
-        scale = _ratio(text_theirs, _square_length(text, moments.text_covariance))
+        text_theirs = _members_square_length(members, name, moments.text_mean, moments.text_covariance)
+        scale = _scale(text_theirs, _square_length(text, moments.text_covariance))
         state |= _layer(name, length * scale * text, moments.text_mean)
-        scale = _ratio(theirs[m], own[m])
+        scale = _scale(theirs[m], own[m])
         state |= _layer(f"ce.video_dim_reduce.{m}.fc", length * scale * video, expert.mean)
     return Linear(state, dim, length, summed)
 
@@ -277,12 +280,14 @@ def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
 
 
 def _square_length(layer: Tensor, covariance: Tensor) -> Tensor:
-    """The mean square of the length of what a layer (in, out) makes of vectors with the mean 0 and this covariance."""
+    """The mean square length of x @ layer, where x has the mean 0 and this covariance."""
     return ((covariance @ layer) * layer).sum()
 
 
-def _members_length(members: Sequence[Mapping[str, Tensor]], name: str, mean: Tensor, covariance: Tensor) -> Tensor:
-    """The same of the members' layer of that name with its bias, their mean; the vectors have a mean."""
+def _members_square_length(
+    members: Sequence[Mapping[str, Tensor]], name: str, mean: Tensor, covariance: Tensor
+) -> Tensor:
+    """The mean square length, over members too, of what their layer of that name makes of x."""
     lengths = []
     for weights in members:
         layer, bias = weights[f"{name}.weight"].cpu().double().T, weights[f"{name}.bias"].cpu().double()
@@ -290,6 +295,6 @@ def _members_length(members: Sequence[Mapping[str, Tensor]], name: str, mean: Te
     return torch.stack(lengths).mean()
 
 
-def _ratio(theirs: Tensor, own: Tensor) -> Tensor:
-    """Of lengths whose squares these are."""
+def _scale(theirs: Tensor, own: Tensor) -> Tensor:
+    """What makes vectors of the mean square length `own` as long as `theirs`."""
     return (theirs / own.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()

@@ -5,7 +5,8 @@ the members' layers side by side: an embedding is the members' embeddings one af
 gates' matrices are block-diagonal, and the experts' weights are those of the mean logits.
 
 It is exact but for lengths: a member counts a little more for a video or a text that its layers make longer than the
-others' do. All members learn the same way, so that their lengths are alike; a linear model's are made so (`linear`).
+others' do. All members learn the same way, so that their lengths are alike; a linear model's are made so (`linear`), in
+the mean over videos: sums over experts count more for a video that has many.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EXPERT_WEIGHTS = "ce.moe_fc."
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear model that is joined to members (`linear`).
+    """A linear model, or a part of one, that is joined to members (`linear`).
 
     Attributes:
         state: its layers under the members' names.
@@ -65,10 +66,11 @@ def join(
 
     Args:
         members: state dicts of models of `config`, for which `can_join` is true.
-        linears: are joined to them, and add their own sizes; one that is summed is the last.
+        linears: are joined to them, and add their own sizes.
     """
     if len(members) == 1 and not linears:
         return dict(members[0]), config
+    linears = sorted(linears, key=lambda linear: linear.summed)  # sums stand last
     size = len(members) * config.shared_dim + sum(linear.dim for linear in linears)
     # A video's vector has the length 1 before the gate, and a member's part of it is so much shorter.
     gate_scale = math.sqrt(len(members) + sum(linear.length**2 for linear in linears))

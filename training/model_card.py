@@ -79,7 +79,7 @@ def _card(folder: Path) -> str:
     )
     last = (
         f"{refit['members']} models, each of {refit['steps']} steps on all videos, joined to one"
-        + (_linear(linear) + _weighing(linear) if linear else "")
+        + (_linear(linear) + _weighing(linear) + _gain(linear) if linear else "")
         if refit
         else f"the best validation's weights, of step {notes['metrics']['step']}"
     )
@@ -103,7 +103,7 @@ def _form(expert: ExpertConfig) -> str:
 
 
 def _linear(choice: Mapping[str, float]) -> str:
-    """The part of the linear model, and what validation found of it beside one of the others."""
+    """The part of the linear model."""
     if not choice["count"]:
         return "; a linear model brought nothing on the validation videos, and is left out"
     summed = choice.get("summed", 0)  # models of before have none
@@ -111,8 +111,6 @@ def _linear(choice: Mapping[str, float]) -> str:
         f" with a linear model in closed form (whitening {choice['whitening']:g}, ridge {choice['ridge']:g}), "
         f"which gives {choice['count'] / (1 + choice['count']):.0%} of a score"
         + (f", {summed:.0%} of that by sums over the experts" if summed else "")
-        + f": on the validation videos the geometric mean of R@1, R@5 and R@10 was {choice['without']:.1f} without it "
-        f"and {choice['with']:.1f} with it"
     )
 
 
@@ -123,6 +121,16 @@ def _weighing(choice: Mapping[str, float]) -> str:
         return ""
     return (
         f". The logits of the experts' weights count {sharpness:g} times" if sharpness else ". All experts weigh alike"
+    )
+
+
+def _gain(choice: Mapping[str, float]) -> str:
+    """What validation found of what was chosen."""
+    if choice["with"] == choice["without"]:
+        return ""
+    return (
+        ". On the validation videos the geometric mean of R@1, R@5 and R@10 was "
+        f"{choice['without']:.1f} for one of the models as it was, and {choice['with']:.1f} so"
     )
 
 

@@ -8,10 +8,12 @@ import torch
 
 from collaborative_experts import CaptionedVideos, Features
 from collaborative_experts.model.cenet import initial_state, model_of
+from collaborative_experts.training import linear as training_linear
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.linear import LinearChoice, Moments, choose_linear, fit_linear, join_linear
 from collaborative_experts.training.losses import batch_scores
 from collaborative_experts.training.objective import fixed_parameters
+from collaborative_experts.training.validation import evaluate_model
 from helpers import JOINABLE
 
 SHARED = replace(JOINABLE, shared_dim=16)
@@ -113,8 +115,41 @@ def test_sums_are_as_long_as_they_count():
     there = DATA.available.T
     total = sum(x * at[:, None] for x, at in zip(reduced(summed.state), there, strict=True))
     theirs = [x[at].square().sum(1).mean() for state in members for x, at in zip(reduced(state), there, strict=True)]
-    count = total.square().sum(1).mean() / torch.stack(theirs).mean()
+    count = total[there.any(0)].square().sum(1).mean() / torch.stack(theirs).mean()
     assert count == pytest.approx(0.25 * 2.0 * len(members), rel=1e-4)
+    pooled = model_of(members[0], SHARED).text_pooling(torch.from_numpy(DATA.tokens))
+    for name in ("ce.text_GU.0.fc", "ce.text_GU.1.fc"):
+        own, *theirs = (
+            (pooled @ state[f"{name}.weight"].T + state[f"{name}.bias"]).square().sum(1).mean()
+            for state in (summed.state, *members)
+        )
+        assert own / torch.stack(theirs).mean() == pytest.approx(0.25 * 2.0 * len(members), rel=1e-4)
+
+
+@torch.no_grad()
+def test_videos_without_experts_do_not_lengthen_sums():
+    state, lengths = initial(0), []
+    for nothing in (0, 30):
+        data = videos(60, 1)
+        data.available[:nothing] = False
+        moments = Moments(model_of(state, SHARED), data)
+        there = data.available.any(1)
+        _, summed = fit_linear(moments, [state], SHARED, LinearChoice(0.25, 1.0, 2.0, 1.0, 0.25))
+        total = sum(x * at[:, None] for x, at in zip(reduced(summed.state), data.available.T, strict=True))
+        theirs = [x[at].square().sum(1).mean() for x, at in zip(reduced(state), data.available.T, strict=True)]
+        lengths.append(float(total[there].square().sum(1).mean() / torch.stack(theirs).mean()))
+    assert lengths == pytest.approx([0.5, 0.5], rel=1e-4)
+
+
+def test_sums_have_a_size_of_their_own(monkeypatch):
+    monkeypatch.setattr(training_linear, "SUMMED_DIM", 4)
+    members = [initial(seed) for seed in range(2)]
+    moments = Moments(model_of(members[0], SHARED), DATA)
+    own, summed = fit_linear(moments, members, SHARED, LinearChoice(0.25, 1.0, 2.0, 1.0, 0.25))
+    assert (own.dim, summed.dim) == (10, 4)
+    name = "ce.text_GU.0.fc.weight"  # the directions that vary most, at another length
+    ratio = summed.state[name] / own.state[name][-4:]
+    torch.testing.assert_close(ratio, ratio[0, 0].expand(4, 10))
 
 
 def reduced(state):
@@ -167,6 +202,8 @@ def test_validation_chooses_it_where_it_finds_more():
     choice, found = choose_linear(moments, state, SHARED, OTHERS)
     assert choice.count > 0
     assert found["with"] > found["without"]
+    for name, model in (("with", join_linear(moments, [state], SHARED, choice)), ("without", (state, SHARED))):
+        assert evaluate_model(model_of(*model), OTHERS).text_to_video.geometric_mean == pytest.approx(found[name])
     nothing = replace(choice, count=0.0, sharpness=1.0)
     joined, config = join_linear(moments, [state], SHARED, nothing)
     assert config == SHARED

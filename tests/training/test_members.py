@@ -1,5 +1,6 @@
 """Models joined to one, against the mean of their scores."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from collaborative_experts import CEConfig
 from collaborative_experts.model.cenet import initial_state, model_of
 from collaborative_experts.training.losses import batch_scores
-from collaborative_experts.training.members import can_join, join
+from collaborative_experts.training.members import Linear, can_join, join
 from collaborative_experts.training.objective import fixed_parameters
 from helpers import JOINABLE
 
@@ -56,6 +57,21 @@ def test_scores_are_close_to_the_mean_of_the_members():
     assert np.abs(joined - mean).max() < 0.3 * min(np.abs(other - mean).max() for other in others)
 
 
+def test_gates_see_members_at_their_own_length():
+    """A joined vector has the length 1, and theirs had it."""
+    members = [member(seed) for seed in range(2)]
+    linears = [Linear(member(2), 256, 1.5, summed=True), Linear(member(3), 256, 0.5)]
+    joined, config = join(members, JOINABLE, linears)
+    assert config == replace(JOINABLE, shared_dim=4 * 256, summed_dim=256)
+    for part, state in enumerate((*members, member(3), member(2))):  # sums stand last
+        rows = slice(part * 256, (part + 1) * 256)
+        for side, scale in (("video", math.sqrt(2 + 1.5**2 + 0.5**2)), ("text", 1)):
+            name = f"ce.{side}_GU.1.cg.fc.weight"
+            torch.testing.assert_close(joined[name][rows, rows], scale * state[name])
+            assert joined[name][rows].count_nonzero() == state[name].count_nonzero()
+        torch.testing.assert_close(joined["ce.text_GU.0.fc.bias"][rows], state["ce.text_GU.0.fc.bias"])
+
+
 def test_a_single_member_stays_as_it_is():
     state = member(0)
     joined, config = join([state], JOINABLE)
@@ -69,6 +85,7 @@ def test_a_single_member_stays_as_it_is():
         ({}, True),
         ({"use_ce": "pairwise"}, False),
         ({"mimic_ce_dims": False}, False),
+        ({"summed_dim": 2}, False),
         ({"text": {"dim": 10, "clusters": 2, "ghost_clusters": 0}}, False),
         ({"text": {"dim": 10, "clusters": 1, "ghost_clusters": 1}}, False),
         ({"experts": {"motion": 12, "sound": {"dim": 6, "clusters": 8}}}, False),
