@@ -81,6 +81,7 @@ def _read_rows(path: Path, needs_split: bool) -> list[tuple[int, dict[str, str |
             if any(name not in columns for name in needed):
                 raise ValueError(
                     f"{path}: expected the columns {', '.join(needed)}; found {', '.join(columns) or 'none'}"
+                    + (" (split is a word such as train or test in each row)" if needs_split else "")
                 )
             records = list(enumerate(reader, start=2))
     except UnicodeDecodeError as error:

@@ -45,7 +45,11 @@ def test_reads_all_or_a_split(file):
     ("text", "split", "message"),
     [
         ("id,caption\n1,a\n", None, "expected the columns video_id, caption; found id, caption"),
-        ("video_id,caption\n1,a\n", "train", "expected the columns video_id, caption, split; found video_id, caption"),
+        (
+            "video_id,caption\n1,a\n",
+            "train",
+            r"expected the columns video_id, caption, split; found video_id, caption \(split is a word such as",
+        ),
         ("", None, "expected the columns video_id, caption; found none"),
         ("video_id,caption\n", None, "expected captions, found none"),
         (CSV, "val", "no caption is of split 'val'; known: 'train', 'test'"),
