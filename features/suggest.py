@@ -22,6 +22,9 @@ ROWS_LOOKED_AT = 5000
 ROUNDING = 1e-5
 """What a probability is above 1 at most, and a class varies by that is always the same, of its size."""
 
+MOST_ZEROS = 0.01
+"""The share of probabilities that may be rounded to 0. Of features after a ReLU far more are."""
+
 SKEWNESS = 2
 """Of most classes' probabilities at least; an even distribution has 0, an exponential one 2."""
 
@@ -91,9 +94,9 @@ def _some(rows: Rows) -> Rows:
 
 def _are_probabilities(x: np.ndarray) -> bool:
     """True for features (n, dim) above 0 and at most 1, most of which are small beside a few; rows with NaN or infinity
-    do not count."""
+    do not count, nor do a few zeros, which small ones are rounded to."""
     x = x[np.isfinite(x).all(axis=1)]
-    if not len(x) or x.min() <= 0 or x.max() > 1 + ROUNDING:
+    if not len(x) or x.min() < 0 or x.max() > 1 + ROUNDING or np.mean(x == 0) > MOST_ZEROS:
         return False
     deviations = (x - x.mean(axis=0, dtype=np.float64)).astype(np.float32)
     spread = deviations.std(axis=0)

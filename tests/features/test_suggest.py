@@ -43,6 +43,8 @@ FORMS_OF_FEATURES = {
     "where some rows are missing": (np.where(np.arange(50)[:, None] < 9, np.nan, PROBABILITIES), True),
     "a few classes that are the same everywhere": (np.where(np.arange(9) < 3, 0.5, PROBABILITIES), True),
     "with zeros, as after a ReLU": (np.where(PROBABILITIES < 1e-4, 0, PROBABILITIES), False),
+    "one of them rounded to zero": (np.where(PROBABILITIES.min() == PROBABILITIES, 0, PROBABILITIES), True),
+    "below zero": (np.where(PROBABILITIES.min() == PROBABILITIES, -1e-6, PROBABILITIES), False),
     "above 1": (PROBABILITIES * 1e4, False),
     "evenly spread": (RNG.uniform(0.01, 1, (50, 9)), False),
     "of both signs": (RNG.standard_normal((50, 9)), False),
