@@ -12,6 +12,7 @@ from collaborative_experts.training import linear as training_linear
 from collaborative_experts.training.data import VideoTensors
 from collaborative_experts.training.linear import LinearChoice, Moments, choose_linear, fit_linear, join_linear
 from collaborative_experts.training.losses import batch_scores
+from collaborative_experts.training.members import join
 from collaborative_experts.training.objective import fixed_parameters
 from collaborative_experts.training.validation import evaluate_model
 from helpers import JOINABLE
@@ -219,6 +220,16 @@ def test_validation_weighs_experts_alike_where_their_weights_are_noise():
     alike = state | {name: torch.zeros_like(x) for name, x in sure.items()}
     expected = scores(*join_linear(moments, [alike], SHARED, replace(choice, sharpness=1.0)))
     np.testing.assert_allclose(scores(*join_linear(moments, [state | sure], SHARED, choice)), expected, atol=1e-6)
+
+
+def test_members_alone_weigh_experts_as_chosen():
+    members = [initial(seed) for seed in range(2)]
+    moments = Moments(model_of(members[0], SHARED), DATA)
+    joined, config = join_linear(moments, members, SHARED, LinearChoice(0.25, 1.0, 0.0, sharpness=0.5))
+    as_learned, expected = join(members, SHARED)
+    assert config == expected
+    for name, x in as_learned.items():
+        assert torch.equal(joined[name], x * 0.5 if name.startswith("ce.moe_fc.") else x)
 
 
 @pytest.mark.parametrize(("faint", "expected"), [(0.6, 0.25), (0.0, 0.0)])
