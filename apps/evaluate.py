@@ -55,6 +55,8 @@ def evaluate_run(
     trained_with = read_notes(weights).get("encoder")
     if trained_with is not None:
         check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
+    if weights == run.folder / BEST:
+        run.warn_of_trained_videos()
     dataset = run.dataset(run.test or TEST, op.config)
     found = ablate(op, dataset, bank_beside(weights, op.identity))
     teachers = [teacher for teacher in run.teacher_runs() if (teacher.folder / BEST).is_file()]

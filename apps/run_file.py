@@ -37,7 +37,7 @@ from ..base.checks import check_keys
 from ..base.config import CEConfig, TextConfig
 from ..features.features import Features, read_features
 from ..features.suggest import config_for
-from ..training.captions import Captions, keep_videos_with_features, read_captions
+from ..training.captions import Captions, keep_videos_with_features, read_captions, read_splits
 from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
 from ..training.settings import TrainingConfig, combine
@@ -205,13 +205,28 @@ class Run:
         }
         if isinstance(self.validation, str) and self.validation in (self.train, *self.train):
             raise ValueError(f"validation: expected a split that is not trained on, got {self.validation!r}")
-        _warn_of_shared_videos(captions)
+        for key in captions.keys() - {"train"}:
+            _warn_of_shared_videos(key, captions[key], captions["train"].video_ids)
         described = self._describe(captions["train"])
         order = np.random.default_rng(self.training.seed).permutation(len(described))
         if isinstance(self.validation, str):
             return TrainingVideos(described, np.sort(order), validation=self._describe(captions["validation"]))
         held_out = round(len(described) * self.validation)
+        if held_out == len(described):
+            raise ValueError(f"validation: {self.validation:g} leaves none of {held_out} videos to train on")
+        if self.validation and not held_out:
+            warnings.warn(
+                f"validation: {self.validation:g} of {len(described)} videos is none; nothing is validated",
+                stacklevel=2,
+            )
         return TrainingVideos(described, np.sort(order[held_out:]), np.sort(order[:held_out]) if held_out else None)
+
+    def warn_of_trained_videos(self) -> None:
+        """Warn where the test videos are trained on, as `read_training` does."""
+        splits = read_splits(self.captions)
+        train = [self.train] if isinstance(self.train, str) else self.train
+        trained = {video for split in train if split in splits for video in splits[split].video_ids}
+        _warn_of_shared_videos("test", splits.get(self.test or TEST), trained)
 
     def config(self, features: Features, text_dim: int = 1) -> CEConfig:
         """The config of a model for these features. `text_dim` is the encoder's; any will do to look for errors.
@@ -296,16 +311,14 @@ def _below(known: Collection[str]) -> list[str]:
     return [f"{table}.{key}" for table, keys in tables.items() for key in keys if key not in known]
 
 
-def _warn_of_shared_videos(captions: Mapping[str, Captions]) -> None:
+def _warn_of_shared_videos(key: str, captions: Captions | None, trained: Collection[str]) -> None:
     """Videos that are trained on tell nothing when they are validated or tested with."""
-    trained = set(captions["train"].video_ids)
-    for key in captions.keys() - {"train"}:
-        shared = sorted(trained.intersection(captions[key].video_ids))
-        if shared:
-            warnings.warn(
-                f"{key}: {len(shared)} of its videos, such as {shared[0]!r}, are trained on; its figures are too good",
-                stacklevel=3,
-            )
+    shared = sorted(set(captions.video_ids).intersection(trained)) if captions else []
+    if shared:
+        warnings.warn(
+            f"{key}: {len(shared)} of its videos, such as {shared[0]!r}, are trained on; its figures are too good",
+            stacklevel=3,
+        )
 
 
 def _check_types(path: Path, content: Mapping[str, Any]) -> None:

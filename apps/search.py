@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, print the answers, and return the exit status."""
     if bool(options.sentences) == (options.like is not None):
-        raise ValueError("search: expected sentences, or --like ID")
+        raise ValueError("search: expected sentences, or --like ID, and not both")
     if options.like is not None:
         with open_index(options.store) as index:
             found = index.search_like([options.like], options.k, where=options.where)

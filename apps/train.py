@@ -41,8 +41,22 @@ def train_run(
     for module in ("lightning_fabric", "tensorboard", "matplotlib"):  # the last is used when all is done
         extra(module, "training")
     run = Run.read(path, changes, folder)
+    try:
+        return _train(run, resume, overwrite)
+    except KeyboardInterrupt:
+        if any(map(Path.is_file, _states(run))):
+            raise KeyboardInterrupt("continue with --resume") from None
+        raise
+
+
+def _states(run: Run) -> list[Path]:
+    """The states that the run and its teachers resume from."""
+    return [each.folder / STATE for each in (run, *run.teacher_runs())]
+
+
+def _train(run: Run, resume: bool, overwrite: bool) -> TrainingResult:
     teachers = run.teacher_runs()
-    _check_folder([each.folder / STATE for each in (run, *teachers)], resume, overwrite)
+    _check_folder(_states(run), resume, overwrite)
     videos = run.read_training()
     features, device = videos.described.features[videos.rows], resolve_device(None)
     check_trainable(run.training, run.config(features), len(features), device)
@@ -131,10 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     """Run the command, print the figures, and return the exit status."""
-    try:
-        result = train_run(options.run, options.resume, options.overwrite, options.set, options.folder)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("continue with --resume") from None
+    result = train_run(options.run, options.resume, options.overwrite, options.set, options.folder)
     if _reports():
         print(result.evaluation or f"trained {result.best_step} steps")
         print(f"weights: {result.weights_path}")

@@ -122,6 +122,13 @@ def check_sentences(sentences: Any) -> list[str]:
     return listed
 
 
+def each_once(sentences: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The different sentences, and of each sentence its place among them. What is computed of a sentence depends on
+    its batch in the last digits, and equal ones are to have equal scores."""
+    places = {sentence: place for place, sentence in enumerate(dict.fromkeys(sentences))}
+    return list(places), [places[sentence] for sentence in sentences]
+
+
 def object_hint(value: object) -> str:
     """What to do about an array of objects, for the end of a message; nothing for any other value."""
     if not isinstance(value, np.ndarray) or value.dtype != object:

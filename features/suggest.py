@@ -48,7 +48,7 @@ def config_for(
 
     Raises:
         TypeError, ValueError: as `CEConfig.from_dict`; also for an expert that no video has, or settings of an expert
-            without features.
+            without features; or negative features of which the logarithm is to be taken.
 
     >>> import numpy as np
     >>> features = Features(("a", "b"), {"motion": np.ones((2, 512))}, {"motion": np.array([1, 1])})
@@ -59,7 +59,7 @@ def config_for(
     settings = {}
     for name in features.experts:
         changes = check_mapping(given.pop(name, {}), f"config: experts[{name!r}]")
-        settings[name] = _expert_settings(features, name) | dict(changes)
+        settings[name] = _expert_settings(features, name, changes)
     if given:
         unknown = next(iter(given))
         raise ValueError(f"config: experts: there are no features of {unknown!r}{nearest(unknown, settings)}")
@@ -68,23 +68,28 @@ def config_for(
     return CEConfig.from_dict({"experts": settings, "text": dict(text), **choices})
 
 
-def _expert_settings(features: Features, name: str) -> dict[str, object]:
+def _expert_settings(features: Features, name: str, changes: Mapping[str, object]) -> dict[str, object]:
     if not features.ind[name].any():
-        raise ValueError(f"features: expert {name!r} is missing in every video; leave it out, or mend its ids")
+        raise ValueError(
+            f"features: expert {name!r} is missing in each of {len(features.ids):,} videos; leave it out, or mend "
+            "its ids"
+        )
     x = features.experts[name]
-    if not isinstance(x, list):
-        there = np.flatnonzero(features.ind[name])
-        return {"dim": int(x.shape[1]), "logarithm": _are_probabilities(x[_some(there)])}
-    sequences = [tokens for tokens in x if tokens is not None]
-    longest = max(map(len, sequences))
-    each = max(1, ROWS_LOOKED_AT // len(sequences))
-    tokens = np.concatenate([some[some.any(axis=1)][:each] for some in _some(sequences)])  # without padding
-    return {
-        "dim": int(sequences[0].shape[1]),
-        "clusters": CLUSTERS,
-        "max_tokens": min(longest, MAX_TOKENS),
-        "logarithm": _are_probabilities(tokens),
-    }
+    if isinstance(x, list):
+        sequences = [tokens for tokens in x if tokens is not None]
+        each = max(1, ROWS_LOOKED_AT // len(sequences))
+        sample = np.concatenate([some[some.any(axis=1)][:each] for some in _some(sequences)])  # without padding
+        longest = max(map(len, sequences))
+        settings = {"dim": sample.shape[1], "clusters": CLUSTERS, "max_tokens": min(longest, MAX_TOKENS)}
+    else:
+        sample = x[_some(np.flatnonzero(features.ind[name]))]
+        settings = {"dim": int(x.shape[1])}
+    if changes.get("logarithm") is True and (sample < 0).any():
+        raise ValueError(
+            f"config: experts[{name!r}], logarithm: expected features from 0 to 1, which are probabilities, got "
+            f"{np.nanmin(sample):g}"
+        )
+    return settings | {"logarithm": _are_probabilities(sample)} | dict(changes)
 
 
 def _some(rows: Rows) -> Rows:

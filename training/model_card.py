@@ -81,7 +81,8 @@ def _card(folder: Path) -> str:
         f"{refit['members']} models, each of {refit['steps']} steps on all videos, joined to one"
         + (_linear(linear) + _weighing(linear) + _gain(linear) if linear else "")
         if refit
-        else f"the best validation's weights, of step {notes['metrics']['step']}"
+        else f"{'the best of validation' if 'r1' in notes['metrics'] else 'the last'}, "
+        f"of step {notes['metrics']['step']}"
     )
     parts = {
         "Training data": f"{data['videos']:,} videos with {data['captions']:,} captions.\n\n"
@@ -150,9 +151,16 @@ def _shown(figures: Mapping[str, float]) -> list[str]:
     return [f"{name} {figures[key]:.1f}" for key, name in FIGURES.items()]
 
 
+def _queries(figures: Mapping[str, float]) -> str:
+    """How many these are of, which a card that is evaluated again on other videos tells."""
+    return f"{figures['queries']:,.0f}" if "queries" in figures else ""
+
+
 def _figures(rows: Mapping[str, Mapping[str, float]]) -> str:
     if not rows:
         return "None were measured.\n"
-    head = f"| | {' | '.join(FIGURES.values())} |\n|---|---|---|---|---|"
-    lines = [f"| {name} | {' | '.join(f'{x[key]:.1f}' for key in FIGURES)} |" for name, x in rows.items()]
+    head = f"| | {' | '.join(FIGURES.values())} | queries |\n|---|---|---|---|---|---|"
+    lines = [
+        f"| {name} | {' | '.join(f'{x[key]:.1f}' for key in FIGURES)} | {_queries(x)} |" for name, x in rows.items()
+    ]
     return "\n".join([head, *lines]) + "\n"

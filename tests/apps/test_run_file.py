@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 import os
 import re
 import tomllib
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from collaborative_experts.apps.train import train_run
 from collaborative_experts.features.features import Features
 from collaborative_experts.model.checkpoint import read_config, read_notes
 from collaborative_experts.training import loop as training
-from collaborative_experts.training import schedule
+from collaborative_experts.training import run_folder, schedule
 from collaborative_experts.training.captions import Captions
 from collaborative_experts.training.encoder import BUNDLED_MODEL
 from collaborative_experts.training.settings import TrainingConfig
@@ -269,6 +271,16 @@ def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(training._Run, "_run_step", interrupt)
     assert main(["train", str(folder / "run.toml")]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")  # before there was a state
+    monkeypatch.undo()
+    monkeypatch.setattr(run_folder, "STATE_SHARE", math.inf)  # after each epoch
+    run_round, rounds = training._Run.run_round, iter([True])
+
+    def run_one(self):
+        return run_round(self) if next(rounds, False) else interrupt()
+
+    monkeypatch.setattr(training._Run, "run_round", run_one)
+    assert main(["train", str(folder / "run.toml")]) == 130
     assert capsys.readouterr().err.endswith("interrupted; continue with --resume\n")
 
 
@@ -365,6 +377,20 @@ def test_videos_of_two_splits_are_warned_of(folder):
     path.write_text('test = "test"\n' + RUN)
     with pytest.warns(UserWarning, match="test: 1 of its videos, such as 'video0', are trained on"):
         run.Run.read(path).read_training()
+    path.write_text(RUN.replace("epochs = 12", "epochs = 1"))
+    train_run(path)
+    with pytest.warns(UserWarning, match="test: 1 of its videos, such as 'video0', are trained on"):
+        evaluate_run(path)
+    with pytest.warns(UserWarning, match="test: 48 of its videos, such as 'video0', are trained on"):
+        evaluate_run(path, changes=["test=train"])
+
+
+def test_shares_of_few_videos(folder):
+    read = partial(run.Run.read, folder / "run.toml")
+    with pytest.warns(UserWarning, match=r"validation: 0\.01 of 48 videos is none; nothing is validated"):
+        assert read(["validation=0.01"]).read_training().held_out is None
+    with pytest.raises(ValueError, match=r"validation: 0\.999 leaves none of 48 videos"):
+        read(["validation=0.999"]).read_training()
 
 
 def test_changes_on_the_command_line(folder, capsys, monkeypatch):

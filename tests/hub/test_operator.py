@@ -272,6 +272,20 @@ def test_an_encoder_of_ones_own(form, small_op):
     assert largest_difference(one.embds, expected[1].embds) < 1e-6
 
 
+def test_equal_sentences_have_equal_embeddings(small_op):
+    """They are ties, which a figure is the mean over; what an encoder gives depends on the batch in the last digits."""
+
+    def by_place(arrays):
+        return [x * np.float32(1 + 1e-4 * place) for place, x in enumerate(arrays)]
+
+    order = [0, 1, 2, 1, 0, 2, 2]
+    sentences = [("a dog runs", "two cats sleep", "nothing")[k] for k in order]
+    found = small_op.encode_sentences(sentences, Counted(by_place))
+    expected = small_op.encode_sentences(sentences[:3], Counted(by_place))
+    assert largest_difference(found.embds, expected[order].embds) == 0
+    np.testing.assert_array_equal(found.weights, expected.weights[order])
+
+
 @pytest.mark.parametrize("sentences", [None, 5, b"a dog", [b"a dog"], ["a dog", None], np.array("a dog")])
 def test_what_is_no_sentence(sentences, small_op):
     with pytest.raises(TypeError, match="sentences: expected text or a list of texts, got"):

@@ -1,5 +1,7 @@
 """What the model card says of how the weights came about."""
 
+import json
+
 import pytest
 
 from collaborative_experts.model.checkpoint import write_weights
@@ -24,7 +26,7 @@ NOTHING = "; a linear model brought nothing on the validation videos, and is lef
 @pytest.mark.parametrize(
     ("refit", "said"),
     [
-        (None, "Weights: the best validation's weights, of step 30."),
+        (None, "Weights: the last, of step 30."),
         ({}, JOINED + "."),
         ({"linear": LINEAR}, WITH + FOUND + "."),  # of before there were sums and sharpness
         ({"linear": LINEAR | {"sharpness": 1.0, "summed": 0.0}}, WITH + FOUND + "."),
@@ -47,3 +49,15 @@ def test_it_says_what_was_joined(refit, said, tmp_path):
     card = write_card(tmp_path).read_text()
     assert f"{said} Embeddings of 256 numbers an expert. Seed 7.\n" in card
     assert "| sound | 6 | sequence | 25% |" in card
+
+
+def test_it_says_what_figures_are_of(tmp_path):
+    found = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 9.0}
+    notes = NOTES | {"metrics": {"step": 30, **found}}
+    write_weights(tmp_path / "best.safetensors", {}, JOINABLE, notes)
+    card = write_card(tmp_path).read_text()
+    assert "Weights: the best of validation, of step 30." in card
+    assert "| validation videos, text to video | 10.0 | 20.0 | 30.0 | 9.0 |  |\n" in card
+    evaluation = {"all experts": {"text_to_video": found | {"queries": 1790}}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "| all experts, text to video | 10.0 | 20.0 | 30.0 | 9.0 | 1,790 |\n" in write_card(tmp_path).read_text()
