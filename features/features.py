@@ -23,6 +23,7 @@ row is empty or holds NaN. No file can run code.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ def read_features(files: Files, ids: VideoIds | None = None, config: CEConfig | 
         ImportError: the library of a format is missing. The message names the extra that brings it.
 
     Warns:
-        UserWarning: files that share less than 5% of their ids with each other or with `ids`.
+        UserWarning: files that share less than 5% of their ids with each other or with `ids`; a folder or a file that
+            lacks an expert of the model altogether.
 
     >>> np.savez("motion.npz", video_id=["a", "b"], motion=np.ones((2, 512)))
     >>> features = read_features({"motion": "motion.npz"}, ["b", "c"])
@@ -192,6 +194,12 @@ def _open_all(files: Files, config: CEConfig | None, stack: ExitStack) -> dict[s
     for name in paths:
         if config is not None and name not in config.expert_names:
             raise ValueError(f"features: the model has no expert {name!r}{nearest(name, config.expert_names)}")
+    absent = [name for name in config.expert_names if name not in paths] if config else []
+    if absent and not isinstance(files, Mapping):  # which says what is wanted
+        warnings.warn(
+            f"features: {files} has none of {', '.join(map(repr, absent))}, which the model knows; no video has them",
+            stacklevel=2,
+        )
     return {name: stack.enter_context(open_source(path, name)) for name, path in paths.items()}
 
 

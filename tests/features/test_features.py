@@ -115,6 +115,15 @@ def test_refused(tmp_path, case):
         list(iter_features(table(tmp_path, **arrays), **arguments))
 
 
+def test_experts_that_a_folder_lacks_altogether_are_warned_of(tmp_path, recwarn):
+    path = write_features(tmp_path, "npz", "motion", IDS, FIXED)
+    config = CEConfig.from_dict({"experts": {"motion": FIXED.shape[1], "face": 5, "ocr": 7}})
+    read_features({"motion": path}, config=config)  # says what is wanted
+    assert not recwarn
+    with pytest.warns(UserWarning, match="has none of 'face', 'ocr', which the model knows; no video has them"):
+        read_features(tmp_path, config=config)
+
+
 def test_files_that_are_refused(tmp_path):
     path = write_features(tmp_path, "npz", "motion", IDS, FIXED)
     with pytest.raises(FileNotFoundError, match=r"no\.npz: there is no such file"):
