@@ -55,9 +55,10 @@ def evaluate_run(
     trained_with = read_notes(weights).get("encoder")
     if trained_with is not None:
         check_same_encoder(EncoderIdentity.from_dict(trained_with), run.sentence_encoder)
-    if weights == run.folder / BEST:
-        run.warn_of_trained_videos()
     dataset = run.dataset(run.test or TEST, op.config)
+    of_this_run = weights == run.folder / BEST
+    if of_this_run:
+        run.warn_of_trained_videos()
     found = ablate(op, dataset, bank_beside(weights, op.identity))
     teachers = [teacher for teacher in run.teacher_runs() if (teacher.folder / BEST).is_file()]
     if teachers and len(teachers) == len(run.teachers):
@@ -65,7 +66,7 @@ def evaluate_run(
     run.folder.mkdir(parents=True, exist_ok=True)  # other weights need no run
     with replacing(run.folder / EVALUATION) as temporary:
         temporary.write_text(json.dumps(_plain(found), indent=2))
-    if weights == run.folder / BEST:
+    if of_this_run:
         write_card(run.folder)
     if page is not None:
         write_report(report_run(f"Evaluation of {Path(path).name}", run, op, dataset, found, queries), page)

@@ -25,7 +25,7 @@ import argparse
 import json
 import tomllib
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,7 @@ from ..base.checks import check_keys
 from ..base.config import CEConfig, TextConfig
 from ..features.features import Features, read_features
 from ..features.suggest import config_for
-from ..training.captions import Captions, keep_videos_with_features, read_captions, read_splits
+from ..training.captions import Captions, keep_videos_with_features, read_captions, videos_of_splits
 from ..training.data import CaptionedVideos, caption_videos
 from ..training.encoder import SentenceEncoder
 from ..training.settings import TrainingConfig, combine
@@ -206,7 +206,7 @@ class Run:
         if isinstance(self.validation, str) and self.validation in (self.train, *self.train):
             raise ValueError(f"validation: expected a split that is not trained on, got {self.validation!r}")
         for key in captions.keys() - {"train"}:
-            _warn_of_shared_videos(key, captions[key], captions["train"].video_ids)
+            _warn_of_shared_videos(key, captions[key].video_ids, captions["train"].video_ids)
         described = self._describe(captions["train"])
         order = np.random.default_rng(self.training.seed).permutation(len(described))
         if isinstance(self.validation, str):
@@ -223,10 +223,10 @@ class Run:
 
     def warn_of_trained_videos(self) -> None:
         """Warn where the test videos are trained on, as `read_training` does."""
-        splits = read_splits(self.captions)
+        videos = videos_of_splits(self.captions)
         train = [self.train] if isinstance(self.train, str) else self.train
-        trained = {video for split in train if split in splits for video in splits[split].video_ids}
-        _warn_of_shared_videos("test", splits.get(self.test or TEST), trained)
+        trained = set().union(*(videos.get(split, ()) for split in train))
+        _warn_of_shared_videos("test", videos[self.test or TEST], trained)
 
     def config(self, features: Features, text_dim: int = 1) -> CEConfig:
         """The config of a model for these features. `text_dim` is the encoder's; any will do to look for errors.
@@ -311,9 +311,9 @@ def _below(known: Collection[str]) -> list[str]:
     return [f"{table}.{key}" for table, keys in tables.items() for key in keys if key not in known]
 
 
-def _warn_of_shared_videos(key: str, captions: Captions | None, trained: Collection[str]) -> None:
+def _warn_of_shared_videos(key: str, videos: Iterable[str], trained: Iterable[str]) -> None:
     """Videos that are trained on tell nothing when they are validated or tested with."""
-    shared = sorted(set(captions.video_ids).intersection(trained)) if captions else []
+    shared = sorted(set(videos).intersection(trained))
     if shared:
         warnings.warn(
             f"{key}: {len(shared)} of its videos, such as {shared[0]!r}, are trained on; its figures are too good",

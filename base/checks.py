@@ -101,15 +101,18 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def check_sentences(sentences: Any) -> list[str]:
-    """The sentences as a list, of one for a single sentence that is not in a list.
+def check_sentences(sentences: Any) -> tuple[list[str], int | list[int]]:
+    """The different sentences, and the place of each that was given among them; one number for a single sentence that
+    is not in a list.
+
+    What is computed of a sentence depends on its batch in the last digits, and equal ones are to have equal scores.
 
     Raises:
         TypeError: anything but text.
         ValueError: no sentence at all.
     """
     if isinstance(sentences, str):
-        return [sentences]
+        return [sentences], 0
     try:
         iterator = iter(sentences)
     except TypeError:  # nothing to go through
@@ -119,14 +122,8 @@ def check_sentences(sentences: Any) -> list[str]:
         raise TypeError(f"sentences: expected text or a list of texts, got {shortened(sentences)}")
     if not listed:
         raise ValueError("sentences: expected at least one")
-    return listed
-
-
-def each_once(sentences: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The different sentences, and of each sentence its place among them. What is computed of a sentence depends on
-    its batch in the last digits, and equal ones are to have equal scores."""
-    places = {sentence: place for place, sentence in enumerate(dict.fromkeys(sentences))}
-    return list(places), [places[sentence] for sentence in sentences]
+    places = {sentence: place for place, sentence in enumerate(dict.fromkeys(listed))}
+    return list(places), [places[sentence] for sentence in listed]
 
 
 def object_hint(value: object) -> str:

@@ -75,21 +75,20 @@ def _expert_settings(features: Features, name: str, changes: Mapping[str, object
             "its ids"
         )
     x = features.experts[name]
+    pooling: dict[str, int] = {}
     if isinstance(x, list):
         sequences = [tokens for tokens in x if tokens is not None]
         each = max(1, ROWS_LOOKED_AT // len(sequences))
         sample = np.concatenate([some[some.any(axis=1)][:each] for some in _some(sequences)])  # without padding
-        longest = max(map(len, sequences))
-        settings = {"dim": sample.shape[1], "clusters": CLUSTERS, "max_tokens": min(longest, MAX_TOKENS)}
+        pooling = {"clusters": CLUSTERS, "max_tokens": min(max(map(len, sequences)), MAX_TOKENS)}
     else:
         sample = x[_some(np.flatnonzero(features.ind[name]))]
-        settings = {"dim": int(x.shape[1])}
     if changes.get("logarithm") is True and (sample < 0).any():
         raise ValueError(
             f"config: experts[{name!r}], logarithm: expected features from 0 to 1, which are probabilities, got "
             f"{np.nanmin(sample):g}"
         )
-    return settings | {"logarithm": _are_probabilities(sample)} | dict(changes)
+    return {"dim": sample.shape[1], **pooling, "logarithm": _are_probabilities(sample), **changes}
 
 
 def _some(rows: Rows) -> Rows:

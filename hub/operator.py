@@ -16,7 +16,7 @@ from torch import Tensor
 from towhee import register
 from towhee.operator import NNOperator, SharedType
 
-from ..base.checks import check_choice, check_sentences, each_once
+from ..base.checks import check_choice, check_sentences
 from ..base.config import MSRVTT, CEConfig
 from ..base.files import replacing
 from ..model import checkpoint, inputs
@@ -187,9 +187,9 @@ class CollaborativeExperts(NNOperator):
         from ..training.encoder import token_arrays
 
         self._check_holds("text")
-        different, places = each_once(check_sentences(sentences))
+        different, places = check_sentences(sentences)
         embeddings = self.encode_text(token_arrays(different, self._sentence_encoder(encoder)))
-        return embeddings[0] if isinstance(sentences, str) else embeddings[places]
+        return embeddings[places]
 
     def train(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base.checks import check_sentences, each_once
+from ..base.checks import check_sentences
 from ..features.extract.text_tower import TextTower
 from ..features.extract.words import split_words
 from ..retrieval.embeddings import TextEmbeddings
@@ -111,10 +111,10 @@ class ZeroShotOperator:
         Raises:
             TypeError, ValueError: anything but text, or no sentence at all.
         """
-        different, places = each_once(check_sentences(sentences))
+        different, places = check_sentences(sentences)
         if not self._checked:
             self._spaces.check(self.zero_shot)
             self._checked = True
         embedded = {space: self._spaces.embed(space, different) for space in self.zero_shot.spaces}
         embeddings = self.zero_shot.embed_texts(embedded)
-        return embeddings[0] if isinstance(sentences, str) else embeddings[places]
+        return embeddings[places]

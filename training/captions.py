@@ -71,6 +71,14 @@ def read_splits(path: str | Path) -> dict[str, Captions]:
     return {name: read_captions(path, name) for name in names}
 
 
+def videos_of_splits(path: str | Path) -> dict[str, set[str]]:
+    """The ids of each split's videos, whatever else their rows hold. Raises ValueError where it is no CSV file."""
+    videos: dict[str, set[str]] = {}
+    for _, row in _read_rows(Path(path), needs_split=True):
+        videos.setdefault(row["split"] or "", set()).add((row["video_id"] or "").strip())
+    return videos
+
+
 def _read_rows(path: Path, needs_split: bool) -> list[tuple[int, dict[str, str | None]]]:
     """The records with their numbers, from 2 on: the names of the columns are the first."""
     needed = ("video_id", "caption", "split") if needs_split else ("video_id", "caption")

@@ -56,6 +56,9 @@ MOST_DIM = 4096
 
 ROWS_AT_ONCE = 256
 
+TEXT_LAYER, VIDEO_LAYER = "ce.text_GU.{}.fc", "ce.video_dim_reduce.{}.fc"
+"""The first layers of an expert's two sides."""
+
 Choice = TypeVar("Choice")
 
 
@@ -218,40 +221,52 @@ def fit_linear(
 ) -> list[Linear]:
     """The linear model, with vectors so long beside those of the members as it counts. It has two parts where one is
     of sums over experts."""
+    theirs = _Lengths.of(moments, members)
     parts = [(1 - choice.summed, False)] + ([(choice.summed, True)] if choice.summed else [])
-    return [_fit_part(moments, members, config, choice, share, summed) for share, summed in parts]
+    return [
+        _fit_part(moments, theirs, config, choice, math.sqrt(share * choice.count * len(members)), summed)
+        for share, summed in parts
+    ]
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """The members' mean square lengths of texts and of videos for each expert, before gates."""
+
+    text: list[Tensor]
+    video: list[Tensor]
+
+    @classmethod
+    def of(cls, moments: Moments, members: Sequence[Mapping[str, Tensor]]) -> _Lengths:
+        text, video = [], []
+        for m, expert in enumerate(moments.experts):
+            name = TEXT_LAYER.format(m)
+            text.append(_members_square_length(members, name, moments.text_mean, moments.text_covariance))
+            video.append(_members_square_length(members, VIDEO_LAYER.format(m), expert.mean, expert.covariance))
+        return cls(text, video)
 
 
 def _fit_part(
-    moments: Moments,
-    members: list[Mapping[str, Tensor]],
-    config: CEConfig,
-    choice: LinearChoice,
-    share: float,
-    summed: bool,
+    moments: Moments, theirs: _Lengths, config: CEConfig, choice: LinearChoice, length: float, summed: bool
 ) -> Linear:
-    length = math.sqrt(share * choice.count * len(members))
+    """A part whose vectors are `length` times as long as a member's."""
     strengths, basis = moments.text_directions
     dim = min(SUMMED_DIM if summed else config.shared_dim, len(strengths))
     strengths, basis = strengths[-dim:], basis[:, -dim:]  # ascending: the directions that vary most
     text = basis * strengths**-choice.whitening  # (text_dim, dim)
     videos = [regression @ text for regression in moments.regressions(choice.ridge)]
-    own = [_square_length(layer, expert.covariance) for layer, expert in zip(videos, moments.experts, strict=True)]
-    theirs = [
-        _members_square_length(members, f"ce.video_dim_reduce.{m}.fc", expert.mean, expert.covariance)
-        for m, expert in enumerate(moments.experts)
-    ]
     if summed:  # one scale for all: it is by their lengths that experts differ in the sum
-        own = [_square_length(text, moments.sums(choice.ridge))] * len(own)
-        theirs = [torch.stack(theirs).mean()] * len(theirs)
+        scale = _scale(torch.stack(theirs.video).mean(), _square_length(text, moments.sums(choice.ridge)))
+        scales = [scale] * len(videos)
+    else:
+        own = (_square_length(layer, x.covariance) for layer, x in zip(videos, moments.experts, strict=True))
+        scales = [_scale(member, mine) for member, mine in zip(theirs.video, own, strict=True)]
+    text_square_length = _square_length(text, moments.text_covariance)
     state = _without_gates(replace(config, shared_dim=dim))
     for m, (expert, video) in enumerate(zip(moments.experts, videos, strict=True)):
-        name = f"ce.text_GU.{m}.fc"
-        text_theirs = _members_square_length(members, name, moments.text_mean, moments.text_covariance)
-        scale = _scale(text_theirs, _square_length(text, moments.text_covariance))
-        state |= _layer(name, length * scale * text, moments.text_mean)
-        scale = _scale(theirs[m], own[m])
-        state |= _layer(f"ce.video_dim_reduce.{m}.fc", length * scale * video, expert.mean)
+        text_scale = _scale(theirs.text[m], text_square_length)
+        state |= _layer(TEXT_LAYER.format(m), length * text_scale * text, moments.text_mean)
+        state |= _layer(VIDEO_LAYER.format(m), length * scales[m] * video, expert.mean)
     return Linear(state, dim, length, summed)
 
 

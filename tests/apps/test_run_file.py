@@ -383,6 +383,10 @@ def test_videos_of_two_splits_are_warned_of(folder):
         evaluate_run(path)
     with pytest.warns(UserWarning, match="test: 48 of its videos, such as 'video0', are trained on"):
         evaluate_run(path, changes=["test=train"])
+    with (folder / "captions.csv").open("a", encoding="utf-8") as file:
+        file.write("video1,unfinished,\n")  # a split that is not asked for may be so
+    with pytest.warns(UserWarning, match="test: 1 of its videos"):
+        evaluate_run(path)
 
 
 def test_shares_of_few_videos(folder):
